@@ -1,0 +1,39 @@
+"""The command line: one short function per verb; exit code 2 for what the user can mend, 1 for a gate that fails."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from hscc_edge.cli import cohort, compress, demo, export, serve, train, validate
+from hscc_edge.errors import HsccError
+
+app = typer.Typer(
+    name="hscc-edge",
+    help="Compress a trained image classifier, prove it on DICOM, and serve it on the edge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(cohort.app, name="cohort")
+app.command()(train.train)
+app.command()(compress.compress)
+app.command()(export.export)
+app.command()(export.build)
+app.command()(validate.validate)
+app.command()(serve.serve)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the app; a user's mistake becomes one sentence on stderr."""
+    try:
+        app()
+    except HsccError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

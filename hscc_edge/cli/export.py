@@ -1,0 +1,6 @@
+def export() -> None:
+    """Being built."""
+
+
+def build() -> None:
+    """Being built."""
