@@ -1,0 +1,57 @@
+"""A bundle's network, rebuilt from its spec and plan, with its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hscc_edge.bundle import WEIGHTS, Bundle, Spec, read_bundle
+from hscc_edge.errors import BundleError, extra
+from hscc_edge.model import layers, zoo
+from hscc_edge.model.plan import parse_plan
+
+with extra("workstation"):
+    from safetensors.torch import load_file, save
+    from torch import nn
+
+
+def fresh_network(spec: Spec) -> nn.Module:
+    """The network that a spec describes, its plan applied, with fresh weights.
+
+    Raises:
+        ModelError: if the network or a structure is unknown.
+    """
+    classes = 1 if spec.head["kind"] == "single_logit" else len(spec.labels)
+    network = zoo.build_network(
+        spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {})
+    )
+    for layer in parse_plan(spec.plan).layers if spec.plan else ():
+        layers.replace(network, layer.name, layers.factorised(network.get_submodule(layer.name), layer))
+    return network
+
+
+def load_network(bundle: Bundle) -> nn.Module:
+    """The bundle's network with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        BundleError: if the weights do not fit the network.
+    """
+    network = fresh_network(bundle.spec)
+    weights = load_file(bundle.path(WEIGHTS))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise BundleError(
+            f"the weights of {bundle.root} do not fit its network ({first}): make the bundle anew"
+        ) from error
+    return network.eval()
+
+
+def weights_of(network: nn.Module) -> bytes:
+    """The network's state as safetensors bytes."""
+    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+
+
+def network_of(root: Path) -> nn.Module:
+    """The network of the bundle at `root`; the target of `network_def` in configs/inference.json."""
+    return load_network(read_bundle(root))
