@@ -127,9 +127,7 @@ def read_bundle(root: Path, *, verify: bool = True) -> Bundle:
         _check_file(root, name, digest)
     if "configs/hscc.json" not in files:
         raise BundleError(f"{manifest} does not list configs/hscc.json: make the bundle anew")
-    spec = _parse_spec(
-        _parse_json((root / "configs/hscc.json").read_bytes(), root / "configs/hscc.json"), root
-    )
+    spec = _parse_spec(_parse_json((root / "configs/hscc.json").read_bytes(), root / "configs/hscc.json"), root)
     return Bundle(root, spec, hashlib.sha256(content).hexdigest(), files)
 
 
@@ -178,9 +176,7 @@ def _check_file(root: Path, name: str, digest: str) -> None:
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise BundleError(f"the manifest of {root} names a file outside it ({name}): do not use this bundle")
     if not path.is_file():
-        raise BundleError(
-            f"the bundle {root} lacks {name}, which its manifest lists: copy it again or make it anew"
-        )
+        raise BundleError(f"the bundle {root} lacks {name}, which its manifest lists: copy it again or make it anew")
     with path.open("rb") as file:
         found = _sha256(file)
     if found != digest:
@@ -209,9 +205,7 @@ def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
 
 def _parse_spec(raw: dict[str, Any], root: Path) -> Spec:
     if raw.pop("schema", None) != SCHEMA:
-        raise BundleError(
-            f"the bundle {root} has another schema than {SCHEMA}: make it anew with this version"
-        )
+        raise BundleError(f"the bundle {root} has another schema than {SCHEMA}: make it anew with this version")
     known = {item.name for item in dataclasses.fields(Spec)}
     if unknown := sorted(raw.keys() - known):
         raise BundleError(
@@ -222,9 +216,7 @@ def _parse_spec(raw: dict[str, Any], root: Path) -> Spec:
         raw["site"], raw["procedure"] = Code(**raw["site"]), Code(**raw["procedure"])
         return Spec(**raw)
     except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"configs/hscc.json of {root} is malformed ({error}): make the bundle anew"
-        ) from error
+        raise BundleError(f"configs/hscc.json of {root} is malformed ({error}): make the bundle anew") from error
 
 
 def _dump(content: object) -> bytes:

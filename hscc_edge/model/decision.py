@@ -57,13 +57,9 @@ def parse_rule(raw: Mapping[str, Any]) -> Rule:
     if rule.unit not in UNITS:
         raise ConfigError(f"the decision's unit is {rule.unit!r}: expected one of {', '.join(UNITS)}")
     if rule.aggregate not in AGGREGATES:
-        raise ConfigError(
-            f"the decision's aggregate is {rule.aggregate!r}: expected one of {', '.join(AGGREGATES)}"
-        )
+        raise ConfigError(f"the decision's aggregate is {rule.aggregate!r}: expected one of {', '.join(AGGREGATES)}")
     if rule.k < 1 or rule.minimum_images < 1:
-        raise ConfigError(
-            f"the decision has k={rule.k}, minimum_images={rule.minimum_images}: both must be at least 1"
-        )
+        raise ConfigError(f"the decision has k={rule.k}, minimum_images={rule.minimum_images}: both must be at least 1")
     return rule
 
 

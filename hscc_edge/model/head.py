@@ -36,14 +36,12 @@ def parse_head(raw: Mapping[str, Any]) -> Head:
     kind, labels = raw.get("kind"), tuple(raw.get("labels", ()))
     if kind not in KINDS:
         raise ConfigError(f"the head's kind is {kind!r}: expected one of {', '.join(KINDS)}")
-    if len(labels) < 2 and kind != "sigmoid" or not labels:
+    if (len(labels) < 2 and kind != "sigmoid") or not labels:
         raise ConfigError(
             f"the head has {len(labels)} labels: a {kind} head needs at least two; name them in the bundle"
         )
     if kind == "single_logit" and len(labels) != 2:
-        raise ConfigError(
-            f"the head has {len(labels)} labels: a single_logit head needs (negative, positive)"
-        )
+        raise ConfigError(f"the head has {len(labels)} labels: a single_logit head needs (negative, positive)")
     return Head(str(kind), tuple(str(label) for label in labels))
 
 

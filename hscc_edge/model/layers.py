@@ -99,9 +99,7 @@ def _strips(boxes: Sequence[Box], dimension: int) -> list[list[int]]:
 def _pair(value: object) -> Pair:
     if isinstance(value, tuple):
         return cast(Pair, value)
-    raise ModelError(
-        f"a convolution with padding {value!r} cannot be factorised: give its padding as numbers"
-    )
+    raise ModelError(f"a convolution with padding {value!r} cannot be factorised: give its padding as numbers")
 
 
 def _reduce_conv(dense: nn.Conv2d, rank: int, padding: Pair) -> nn.Conv2d:
@@ -131,14 +129,10 @@ def factorised(dense: nn.Module, plan: LayerPlan) -> nn.Module:
         return dense
     if isinstance(dense, nn.Linear) and plan.structure == "one-region":
         (rank,) = plan.ranks
-        return nn.Sequential(
-            nn.Linear(dense.in_features, rank, bias=False), nn.Linear(rank, dense.out_features)
-        )
+        return nn.Sequential(nn.Linear(dense.in_features, rank, bias=False), nn.Linear(rank, dense.out_features))
     if isinstance(dense, nn.Conv2d):
         return _factorised_conv(dense, plan)
-    raise ModelError(
-        f"the layer {plan.name} ({type(dense).__name__}) has no structure {plan.structure}: mend the plan"
-    )
+    raise ModelError(f"the layer {plan.name} ({type(dense).__name__}) has no structure {plan.structure}: mend the plan")
 
 
 def _factorised_conv(dense: nn.Conv2d, plan: LayerPlan) -> nn.Module:

@@ -21,9 +21,7 @@ def fresh_network(spec: Spec) -> nn.Module:
         ModelError: if the network or a structure is unknown.
     """
     classes = 1 if spec.head["kind"] == "single_logit" else len(spec.labels)
-    network = zoo.build_network(
-        spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {})
-    )
+    network = zoo.build_network(spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {}))
     for layer in parse_plan(spec.plan).layers if spec.plan else ():
         layers.replace(network, layer.name, layers.factorised(network.get_submodule(layer.name), layer))
     return network

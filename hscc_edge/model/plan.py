@@ -96,9 +96,7 @@ def parse_plan(raw: Mapping[str, Any]) -> Plan:
         BundleError: if the version, a key or a structure is unknown.
     """
     if raw.get("version") != VERSION:
-        raise BundleError(
-            f"the plan has version {raw.get('version')!r}: this program reads {VERSION}; compress again"
-        )
+        raise BundleError(f"the plan has version {raw.get('version')!r}: this program reads {VERSION}; compress again")
     try:
         layers = tuple(_parse_layer(layer) for layer in raw["layers"])
         return Plan(str(raw["method"]), str(raw["budget"]), layers)
@@ -110,7 +108,5 @@ def _parse_layer(raw: Mapping[str, Any]) -> LayerPlan:
     boxes = tuple(Box(**box) for box in raw["regions"])
     layer = LayerPlan(**{**raw, "regions": boxes, "ranks": tuple(raw["ranks"])})
     if layer.structure not in STRUCTURES:
-        raise BundleError(
-            f"the plan has the structure {layer.structure!r}: expected one of {', '.join(STRUCTURES)}"
-        )
+        raise BundleError(f"the plan has the structure {layer.structure!r}: expected one of {', '.join(STRUCTURES)}")
     return layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hscc_edge.errors import ModelError, extra
@@ -60,21 +60,23 @@ class AlexNet(nn.Module):
         return torch.as_tensor(self.classifier(maps.flatten(1)))
 
 
-MONAI_ARGUMENTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
-    "DenseNet121": lambda channels, classes: {"spatial_dims": 2, "in_channels": channels, "out_channels": classes},
-    "DenseNet169": lambda channels, classes: {"spatial_dims": 2, "in_channels": channels, "out_channels": classes},
-    "DenseNet201": lambda channels, classes: {"spatial_dims": 2, "in_channels": channels, "out_channels": classes},
-    "EfficientNetBN": lambda channels, classes: {
-        "model_name": "efficientnet-b0", "spatial_dims": 2, "in_channels": channels, "num_classes": classes,
-        "pretrained": False,
-    },
-    "SEResNet50": lambda channels, classes: {"spatial_dims": 2, "in_channels": channels, "num_classes": classes},
-    "SEResNet101": lambda channels, classes: {"spatial_dims": 2, "in_channels": channels, "num_classes": classes},
-    "resnet10": lambda channels, classes: {"spatial_dims": 2, "n_input_channels": channels, "num_classes": classes},
-    "resnet18": lambda channels, classes: {"spatial_dims": 2, "n_input_channels": channels, "num_classes": classes},
-    "resnet34": lambda channels, classes: {"spatial_dims": 2, "n_input_channels": channels, "num_classes": classes},
-    "resnet50": lambda channels, classes: {"spatial_dims": 2, "n_input_channels": channels, "num_classes": classes},
-}  # fmt: skip
+PLAIN = {"spatial_dims": 2, "in_channels": "{channels}", "num_classes": "{classes}"}
+RESNET = {"spatial_dims": 2, "n_input_channels": "{channels}", "num_classes": "{classes}"}
+DENSENET = {"spatial_dims": 2, "in_channels": "{channels}", "out_channels": "{classes}"}
+EFFICIENTNET = {**PLAIN, "model_name": "efficientnet-b0", "pretrained": False}
+
+MONAI_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "DenseNet121": DENSENET,
+    "DenseNet169": DENSENET,
+    "DenseNet201": DENSENET,
+    "EfficientNetBN": EFFICIENTNET,
+    "SEResNet50": PLAIN,
+    "SEResNet101": PLAIN,
+    "resnet10": RESNET,
+    "resnet18": RESNET,
+    "resnet34": RESNET,
+    "resnet50": RESNET,
+}
 
 
 def network_names() -> tuple[str, ...]:
@@ -96,10 +98,10 @@ def build_network(name: str, channels: int, classes: int, args: Mapping[str, Any
         if name == "alexnet":
             return AlexNet(channels=channels, classes=classes, **args)
         if name in MONAI_ARGUMENTS:
-            network: nn.Module = getattr(nets, name)(**{**MONAI_ARGUMENTS[name](channels, classes), **args})
+            sizes = {"{channels}": channels, "{classes}": classes}
+            own = {key: sizes.get(value, value) for key, value in MONAI_ARGUMENTS[name].items()}
+            network: nn.Module = getattr(nets, name)(**{**own, **args})
             return network
     except (TypeError, ValueError) as error:
-        raise ModelError(
-            f"the network {name} refuses its arguments {dict(args)} ({error}): mend the recipe"
-        ) from error
+        raise ModelError(f"the network {name} refuses its arguments {dict(args)} ({error}): mend the recipe") from error
     raise ModelError(f"the network {name!r} is unknown: expected one of {', '.join(network_names())}")
