@@ -1,0 +1,12 @@
+"""The compressor: a method proposes options for each layer, one allocation picks, the factors are written and refitted."""
+
+from __future__ import annotations
+
+from hscc_edge.compress import global_svd, hscc, tucker
+from hscc_edge.compress.problem import Method
+
+METHODS: dict[str, Method] = {
+    "hscc": hscc.candidates,
+    "svd": global_svd.candidates,
+    "tucker": tucker.candidates,
+}

@@ -1,0 +1,118 @@
+"""Rank-adaptive factors of a layer in the two-sided metric, computed in output space.
+
+Replacing W by V costs about 1/2 tr(G (W - V) A (W - V)^T) a position. With G = L L^T and C = W A W^T (the covariance
+of the outputs) the best rank-r V is (L^-T Q_r)(Q_r^T L^T W), Q_r the top eigenvectors of L^T C L, and its eigenvalues
+are what dropping each rank costs. L is the symmetric root here, so L = L^T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hscc_edge.compress.statistics import LayerStatistics, Moments, Samples, merge
+from hscc_edge.errors import extra
+
+with extra("workstation"):
+    import torch
+
+DAMPING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Factors in falling order of what they are worth.
+
+    Attributes:
+        losses: (k,) predicted rise of the loss per image if rank i is dropped; the same unit for every layer.
+        reduce: (k, m), Q^T L: rows that multiply W on the left.
+        expand: (m, k), L^-1 Q.
+        mean: (m,) of the outputs, bias included.
+        rest: loss of what lies outside the k factors.
+    """
+
+    losses: torch.Tensor
+    reduce: torch.Tensor
+    expand: torch.Tensor
+    mean: torch.Tensor
+    rest: float = 0.0
+
+    def loss(self, rank: int) -> float:
+        """Predicted rise of the loss per image when `rank` factors are kept."""
+        return float(self.losses[rank:].sum()) + self.rest
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The symmetric root L of the damped G, and its inverse."""
+
+    root: torch.Tensor
+    inverse: torch.Tensor
+
+
+def root_of(gradients: torch.Tensor, damping: float = DAMPING) -> Root:
+    """L and L^-1 of G + damping * mean(diag G) I; G (m, m) in float64. A G of zeros counts as the identity."""
+    scale = float(gradients.diagonal().mean())
+    if scale <= 0.0:
+        eye = torch.eye(len(gradients), dtype=gradients.dtype)
+        return Root(eye, eye)
+    values, vectors = torch.linalg.eigh(gradients)
+    roots = (values.clamp_min(0) + damping * scale).sqrt()
+    return Root((vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T)
+
+
+def spectrum(covariance: torch.Tensor, root: Root, mean: torch.Tensor, positions: float) -> Spectrum:
+    """The spectrum of one region.
+
+    Args:
+        covariance: C (m, m), per position.
+        root: of G summed over the region's positions and averaged over images, divided by `positions`.
+        positions: output positions of the region, which scale the loss.
+    """
+    values, vectors = torch.linalg.eigh(root.root @ covariance @ root.root)
+    order = torch.arange(len(values) - 1, -1, -1)
+    q = vectors[:, order]
+    losses = 0.5 * positions * values[order].clamp_min(0)
+    return Spectrum(losses, q.T @ root.root, root.inverse @ q, mean)
+
+
+def cell_spectrum(cell: Moments, images: int) -> Spectrum:
+    """The spectrum of one cell's moments over so many images."""
+    positions = cell.count / images
+    return spectrum(cell.covariance, root_of(cell.gradients / cell.count), cell.mean, positions)
+
+
+def pooled(statistics: LayerStatistics) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """(C, G, mean, positions) of the whole map, C about the map's one mean."""
+    total = statistics.cells[0]
+    for cell in statistics.cells[1:]:
+        total = merge(total, cell)
+    return total.covariance, total.gradients / total.count, total.mean, total.count / statistics.images
+
+
+def sample_spectrum(samples: Samples, damping: float = DAMPING) -> Spectrum:
+    """The spectrum of a layer with one position and large m, from its N rows: O(N^2 m), no m x m matrix.
+
+    The root of d I + S^T S is sqrt(d) I + V (sqrt(d + s^2) - sqrt(d)) V^T with S = U s V^T.
+    """
+    outputs = torch.cat(samples.outputs).to(torch.float64)  # (N, m)
+    gradients = torch.cat(samples.gradients).to(torch.float64) / len(outputs) ** 0.5
+    mean = outputs.mean(dim=0)
+    centred = (outputs - mean) / len(outputs) ** 0.5
+    delta = damping * float((gradients**2).sum()) / gradients.shape[1]
+    if delta <= 0.0:
+        delta = 1.0
+    s, v = _row_space(gradients)  # (k,), (m, k)
+    high, low = (delta + s**2).sqrt(), delta**0.5
+    weighted = low * centred + ((centred @ v) * (high - low)) @ v.T  # (N, m) = Yc L
+    values, q = _row_space(weighted)
+    reduce = low * q.T + ((q.T @ v) * (high - low)) @ v.T
+    expand = q / low + v @ ((1 / high - 1 / low)[:, None] * (v.T @ q))
+    return Spectrum(0.5 * values**2, reduce, expand, mean)
+
+
+def _row_space(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Singular values (k,), falling, and right vectors (m, k) of (N, m) by way of the N x N Gram matrix."""
+    values, u = torch.linalg.eigh(rows @ rows.T)
+    keep = values > float(values[-1]) * 1e-12
+    roots = values[keep].flip(0).sqrt()
+    return roots, rows.T @ (u[:, keep].flip(1) / roots)

@@ -1,0 +1,134 @@
+"""Training from a recipe, through the MONAI pipeline; deterministic from its seed on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hscc_edge.bundle import WEIGHTS, Bundle, Code, Spec, write_bundle
+from hscc_edge.data.cohort import Cohort
+from hscc_edge.data.pipeline import loader
+from hscc_edge.errors import CohortError, ModelError, extra
+from hscc_edge.model.load import fresh_network, weights_of
+from hscc_edge.model.recipe import Recipe, Schedule
+
+with extra("workstation"):
+    import torch
+    from monai.utils import set_determinism
+    from torch import nn
+    from torch.nn import functional
+
+Progress = Callable[[int, str], None]
+
+
+def spec_of(recipe: Recipe, cohort: Cohort) -> Spec:
+    """The spec of the bundle that training `recipe` on `cohort` makes.
+
+    A finding's code comes from the recipe, else from the cohort.
+
+    Raises:
+        CohortError: if a class has no code in either, or the cohort has a single class.
+    """
+    if len(cohort.classes) < 2:
+        raise CohortError(f"the cohort {cohort.root} has {len(cohort.classes)} class: a classifier needs at least two")
+    findings = {label: _finding(recipe, cohort, label) for label in cohort.classes}
+    return Spec(
+        name=recipe.name,
+        version=1,
+        network=dict(recipe.network),
+        preprocess=recipe.preprocess.to_json(),
+        decision=asdict(recipe.decision),
+        head={"kind": recipe.head, "labels": list(cohort.classes)},
+        findings=findings,
+        site=recipe.site,
+        procedure=recipe.procedure,
+    )
+
+
+def _finding(recipe: Recipe, cohort: Cohort, label: str) -> Code:
+    if label in recipe.findings:
+        return recipe.findings[label]
+    if label in cohort.codes:
+        return Code(**cohort.codes[label])
+    raise CohortError(f"the class '{label}' has no coded finding: add [findings.{label}] to the recipe")
+
+
+def train(
+    recipe: Recipe, cohort: Cohort, out: Path, *, replace: bool = False, progress: Progress | None = None
+) -> Bundle:
+    """Train on the cohort's train split and write a bundle.
+
+    Memory grows with the network and, up to the pipeline's bound, with the cached images; time with epochs x images.
+
+    Args:
+        progress: called with (optimiser steps done, note) after each step.
+
+    Raises:
+        ModelError: if the loss stops being finite.
+    """
+    spec = spec_of(recipe, cohort)
+    train_split = cohort.select("train")
+    set_determinism(recipe.train.seed)
+    network = fresh_network(spec).to(memory_format=torch.channels_last)
+    loss = _fit(network, recipe, train_split, progress)
+    set_determinism(None)
+    trained = {
+        "schedule": asdict(recipe.train),
+        "final_loss": loss,
+        "images": len(train_split.instances),
+        "cohort": cohort.digest,
+        "torch": torch.__version__,
+    }
+    network.to(memory_format=torch.contiguous_format)
+    files = {WEIGHTS: weights_of(network)}
+    return write_bundle(out, dataclasses.replace(spec, training=trained), files, replace=replace)
+
+
+def steps_of(schedule: Schedule, images: int) -> int:
+    """Optimiser steps of a schedule on so many images."""
+    return schedule.epochs * -(-images // schedule.batch_size)
+
+
+def _fit(network: nn.Module, recipe: Recipe, cohort: Cohort, progress: Progress | None) -> float:
+    schedule = recipe.train
+    steps = steps_of(schedule, len(cohort.instances))
+    optimiser = torch.optim.AdamW(
+        network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.learning_rate, total_steps=steps)
+    batches = loader(
+        cohort,
+        recipe.preprocess,
+        batch_size=schedule.batch_size,
+        shuffle=True,
+        seed=schedule.seed,
+        augment=schedule.augment,
+        cache=True,
+    )
+    network.train()
+    smooth = 0.0
+    for epoch in range(schedule.epochs):
+        for batch in batches:
+            loss = _step(network, optimiser, batch, schedule)
+            cycle.step()
+            smooth = loss if smooth == 0.0 else 0.95 * smooth + 0.05 * loss
+            if progress is not None:
+                progress(1, f"epoch {epoch + 1}/{schedule.epochs} loss {smooth:.3f}")
+    return smooth
+
+
+def _step(network: nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str, Any], schedule: Schedule) -> float:
+    images = torch.as_tensor(batch["image"]).to(memory_format=torch.channels_last)
+    labels = torch.as_tensor(batch["label"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=schedule.precision == "bf16"):
+        logits = network(images)
+    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=schedule.label_smoothing)
+    if not bool(torch.isfinite(loss)):
+        raise ModelError("the training loss is not finite: lower learning_rate in the recipe")
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return float(loss)
