@@ -1,4 +1,4 @@
-"""The compressor: a method proposes options for each layer, one allocation picks, the factors are written and refitted."""
+"""The compressor: a method proposes options for each layer, one allocation picks, the factors are written."""
 
 from __future__ import annotations
 

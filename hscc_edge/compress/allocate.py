@@ -47,9 +47,7 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         raise BudgetError(f"the budget {text!r} has no number: expected flops=6x or params=10x") from None
     if not 1.0 <= value < float("inf"):
-        raise BudgetError(
-            f"the budget {text!r} is below 1x or endless: expected a ratio of at least 1, such as flops=6x"
-        )
+        raise BudgetError(f"the budget {text!r} is below 1x or endless: expected at least 1x, such as flops=6x")
     return Budget(cost, value)
 
 

@@ -64,12 +64,9 @@ def compress(
     shapes = layer_shapes(network, bundle.spec.input_shape)
     problem = Problem(network, shapes, parse_head(bundle.spec.head), _Batches(bundle, cohort), settings, progress)
     found = METHODS[method](problem)
-    chosen = allocate(
-        [found[shape.name].options for shape in shapes if shape.name in found], _fixed(shapes, found, budget), budget
-    )
-    plan = _plan(
-        method, budget, shapes, dict(zip([shape.name for shape in shapes if shape.name in found], chosen, strict=True))
-    )
+    names = [shape.name for shape in shapes if shape.name in found]
+    chosen = allocate([found[name].options for name in names], _fixed(shapes, found, budget), budget)
+    plan = _plan(method, budget, shapes, dict(zip(names, chosen, strict=True)))
     compressed = _rebuild(network, plan, found)
     changed = [layer.name for layer in plan.layers if layer.structure != "dense"]
     if settings.refit and method == "hscc":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hscc_edge.errors import ModelError, extra
@@ -67,6 +68,7 @@ class LayerShape:
         return rank * self.patch + expands * (rank + 1) * self.outputs
 
 
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -85,9 +87,7 @@ def layer_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
         with torch.no_grad():
             network(torch.zeros(1, *input_shape))
     except RuntimeError as error:
-        raise ModelError(
-            f"the network does not take images of shape {input_shape} ({error}): mend preprocess"
-        ) from error
+        raise ModelError(f"the network refuses images of shape {input_shape} ({error}): mend preprocess") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -96,16 +96,18 @@ def layer_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
     return tuple(seen.values())
 
 
-def _recorder(name: str, seen: dict[str, LayerShape]):  # type: ignore[no-untyped-def]
+def _recorder(name: str, seen: dict[str, LayerShape]) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         calls = seen[name].calls + 1 if name in seen else 1
-        shape = _linear_shape if isinstance(module, nn.Linear) else _conv_shape
-        seen[name] = shape(name, module, args[0], output, calls)
+        if isinstance(module, nn.Linear):
+            seen[name] = _linear_shape(name, module, output, calls)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            seen[name] = _conv_shape(name, module, args[0], output, calls)
 
     return record
 
 
-def _linear_shape(name: str, module: nn.Linear, x: torch.Tensor, y: torch.Tensor, calls: int) -> LayerShape:
+def _linear_shape(name: str, module: nn.Linear, y: torch.Tensor, calls: int) -> LayerShape:
     tokens = y[0].numel() // module.out_features
     reason = "" if calls == 1 else f"called {calls} times"
     text = f"{module.out_features}x{module.in_features}"
@@ -115,7 +117,9 @@ def _linear_shape(name: str, module: nn.Linear, x: torch.Tensor, y: torch.Tensor
     )  # fmt: skip
 
 
-def _conv_shape(name: str, module: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, calls: int) -> LayerShape:
+def _conv_shape(
+    name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: torch.Tensor, y: torch.Tensor, calls: int
+) -> LayerShape:
     kernel = tuple(module.kernel_size)
     height, width = (y.shape[2], y.shape[3]) if y.dim() == 4 else (1, math.prod(y.shape[2:]))
     text = "x".join(str(n) for n in (module.out_channels, module.in_channels // module.groups, *kernel))

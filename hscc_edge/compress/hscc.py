@@ -99,13 +99,15 @@ def shared_basis(solved: Solved) -> torch.Tensor:
     count = sum(cell.count for cell in cells)
     covariance = torch.stack([cell.scatter for cell in cells]).sum(0) / count
     root = root_of(torch.stack([cell.gradients for cell in cells]).sum(0) / count)
-    return spectrum(covariance, root, solved.whole.mean, 1.0).reduce.T
+    basis: torch.Tensor = spectrum(covariance, root, solved.whole.mean, 1.0).reduce.T
+    return basis
 
 
 def _half(covariance: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     roots = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
-    return (vectors * roots) @ vectors.T
+    half: torch.Tensor = (vectors * roots) @ vectors.T
+    return half
 
 
 def _own_options(shape: LayerShape, solved: Solved, alignment: int) -> list[Option]:
@@ -171,4 +173,5 @@ def _regress(cell: Moments, basis: torch.Tensor) -> torch.Tensor:
     cross = cell.covariance @ basis
     gram = basis.T @ cross
     gram = gram + 1e-9 * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, cross.T).T
+    expand: torch.Tensor = torch.linalg.solve(gram, cross.T).T
+    return expand

@@ -9,7 +9,7 @@ corrected by later ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hscc_edge.compress.problem import Batches
@@ -111,11 +111,8 @@ def _solve(expand: nn.Module, joint: Moments) -> None:
 def _outputs_at(network: nn.Module, modules: Sequence[nn.Module], images: torch.Tensor) -> list[torch.Tensor]:
     """The outputs of `modules`, running the network no further than the last of them."""
     found: dict[int, torch.Tensor] = {}
-    with _stop_after(modules, found):
-        try:
-            network(images)
-        except _Reached:
-            pass
+    with _stop_after(modules, found), suppress(_Reached):
+        network(images)
     return [found[id(module)] for module in modules]
 
 

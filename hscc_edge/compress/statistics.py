@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.errors import CohortError, ModelError, extra
@@ -97,12 +99,7 @@ class LayerStatistics:
 def grid(positions: tuple[int, int], parts: tuple[int, int]) -> tuple[Box, ...]:
     """Cut a map into parts[0] x parts[1] boxes, row by row; never more parts than positions."""
     rows, columns = (_edges(size, part) for size, part in zip(positions, parts, strict=True))
-    spans = [(top, bottom) for top, bottom in zip(rows, rows[1:], strict=False)]
-    return tuple(
-        Box(top, bottom, left, right)
-        for top, bottom in spans
-        for left, right in zip(columns, columns[1:], strict=False)
-    )
+    return tuple(Box(*height, *width) for height in pairwise(rows) for width in pairwise(columns))
 
 
 def _edges(size: int, parts: int) -> list[int]:
@@ -174,13 +171,13 @@ def _sample_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
-def _hook(entry: LayerStatistics):  # type: ignore[no-untyped-def]
+def _hook(entry: LayerStatistics) -> Callable[..., torch.Tensor]:
     def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         _add_outputs(entry, output.detach())
         # a non-leaf copy, so that an in-place activation after the layer neither fails nor changes what was seen
         tracked = output if output.requires_grad else output.detach().requires_grad_()
         tracked = tracked.clone()
-        tracked.register_hook(lambda gradient: _add_gradients(entry, gradient.detach()))
+        tracked.register_hook(partial(_add_gradients, entry))  # type: ignore[no-untyped-call]
         return tracked
 
     return hook

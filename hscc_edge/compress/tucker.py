@@ -48,7 +48,7 @@ def _unfolding_tail(weight: torch.Tensor, mode: int) -> list[float]:
 
 
 def _rank_pairs(shape: LayerShape, alignment: int) -> list[tuple[int, int]]:
-    """(output rank, input rank), in the ratio of outputs to inputs; an input too thin to align keeps all its channels."""
+    """(output rank, input rank), in the ratio of outputs to inputs; a thin input keeps all its channels."""
     pairs = []
     for outer in range(alignment, shape.outputs + 1, alignment):
         share = outer * shape.inputs / shape.outputs

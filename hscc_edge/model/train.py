@@ -17,7 +17,7 @@ from hscc_edge.model.recipe import Recipe, Schedule
 
 with extra("workstation"):
     import torch
-    from monai.utils import set_determinism
+    from monai.utils.misc import set_determinism
     from torch import nn
     from torch.nn import functional
 
@@ -72,7 +72,8 @@ def train(
     spec = spec_of(recipe, cohort)
     train_split = cohort.select("train")
     set_determinism(recipe.train.seed)
-    network = fresh_network(spec).to(memory_format=torch.channels_last)
+    network = fresh_network(spec)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = _fit(network, recipe, train_split, progress)
     set_determinism(None)
     trained = {
@@ -82,7 +83,7 @@ def train(
         "cohort": cohort.digest,
         "torch": torch.__version__,
     }
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     files = {WEIGHTS: weights_of(network)}
     return write_bundle(out, dataclasses.replace(spec, training=trained), files, replace=replace)
 
