@@ -93,7 +93,6 @@ def extra(name: str) -> Iterator[None]:
         if package in ("", "hscc_edge"):
             raise
         raise MissingExtraError(
-            f"the package '{package}' is not installed, and this step needs it: "
-            f"run pip install 'hscc_edge[{name}]'",
+            f"the package '{package}' is not installed, and this step needs it: run pip install 'hscc_edge[{name}]'",
             name=error.name,
         ) from error

@@ -1,6 +1,127 @@
-def export() -> None:
-    """Being built."""
+"""`hscc-edge export` writes ONNX into a bundle; `hscc-edge build` makes a TensorRT engine of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hscc_edge.bundle import Bundle
 
 
-def build() -> None:
-    """Being built."""
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to add ONNX files to.")],
+    cohort: Annotated[Path, typer.Option(help="Cohort whose test images prove the graphs.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or both.")] = "fp32,fp16",
+    images: Annotated[int, typer.Option(help="Images to compare on.")] = 64,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write ONNX graphs into the bundle, each compared with the torch network on real images.
+
+    Example: hscc-edge export small --cohort cohort --precision fp32,fp16
+    """
+    from hscc_edge.bundle import add_files, read_bundle
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.runtime import check_precision
+
+    output, wanted = Output(as_json), precision.split(",")
+    for name in wanted:
+        check_precision(name)
+    if images < 1:
+        raise InputError(f"--images is {images}: expected 1 or more")
+    found = read_bundle(bundle)
+    with output.progress("export", 1 + len(wanted)) as advance:
+        files, report = _graphs(found, read_cohort(cohort).select("test"), wanted, images, advance)
+    files["reports/export.json"] = (json.dumps(report, indent=2) + "\n").encode()
+    written = add_files(found, files)
+    rows = [
+        (name, f"{entry['bytes']:,}", f"{entry['top1_agreement']:.4f}", f"{entry['largest_logit_difference']:.2e}",
+         "emulated" if entry["emulated"] else "ONNX Runtime CPU")
+        for name, entry in report.items()
+    ]  # fmt: skip
+    output.table(
+        f"{bundle} against torch on {next(iter(report.values()))['images']} images",
+        ("precision", "bytes", "top-1 agreement", "largest logit difference", "measured by"),
+        rows,
+    )
+    output.result({"bundle": str(bundle), "digest": written.digest, "precision": report})
+
+
+def _graphs(
+    bundle: Bundle, cohort: Any, wanted: list[str], images: int, advance: Any
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    import tempfile
+
+    from hscc_edge.export import onnx, precision
+    from hscc_edge.model.load import load_network
+    from hscc_edge.runtime import PRECISIONS
+    from hscc_edge.runtime.eager import EagerRuntime
+    from hscc_edge.runtime.ort import OrtRuntime
+
+    eager = EagerRuntime(bundle, threads=2)
+    full = onnx.export_onnx(load_network(bundle), bundle.spec.input_shape)
+    advance()
+    files, report = {PRECISIONS["fp32"]: full}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in wanted:
+            path = Path(scratch) / f"{name}.onnx"
+            path.write_bytes(full if name == "fp32" else precision.emulated_fp16(full))
+            found = onnx.parity(eager, OrtRuntime(path, threads=2), _images(bundle, cohort, images), name == "fp16")
+            if name == "fp32":
+                onnx.require_parity(found)
+            else:
+                files[PRECISIONS[name]] = precision.to_fp16(full)
+            report[name] = {**found.to_json(), "bytes": len(files[PRECISIONS[name]])}
+            advance()
+    return files, report
+
+
+def _images(bundle: Bundle, cohort: Any, count: int) -> Iterator[NDArray[np.float32]]:
+    from hscc_edge.data.cohort import stream
+    from hscc_edge.data.preprocess import parse_preprocess
+
+    return (image for _, image in islice(stream(cohort, parse_preprocess(bundle.spec.preprocess)), count))
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Exported bundle.")],
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp16",
+    cache: Annotated[Path | None, typer.Option(help="Engine directory; ~/.cache/hscc_edge/engines by default.")] = None,
+    max_batch: Annotated[int, typer.Option(help="Largest batch the engine takes.")] = 8,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build a TensorRT engine from the bundle's ONNX file, on the machine that will run it.
+
+    Example: hscc-edge build small --precision fp16
+    """
+    from hscc_edge.bundle import read_bundle
+    from hscc_edge.export.engine import build_engine, cache_directory
+    from hscc_edge.runtime import PRECISIONS, check_precision
+
+    output = Output(as_json)
+    check_precision(precision)
+    if not 1 <= max_batch <= 1024:
+        raise InputError(f"--max-batch is {max_batch}: expected 1 to 1024")
+    found = read_bundle(bundle)
+    content = found.path(PRECISIONS[precision]).read_bytes()
+    facts = build_engine(
+        content,
+        precision=precision,
+        shape=found.spec.input_shape,
+        max_batch=max_batch,
+        cache=cache or cache_directory(),
+    )
+    output.say(f"engine {facts.path}: {facts.builder} {facts.version}, {facts.bytes:,} bytes, {facts.seconds:.1f} s")
+    output.say(f"{facts.half_layers} of {facts.layers} layers FP16; {facts.note}")
+    output.result(facts.to_json())

@@ -47,8 +47,8 @@ def write_phantom(
     """
     if patients < 16 or not 1 <= slices <= 200 or not 16 <= size <= 1024:
         raise CohortError(
-            f"a phantom of {patients} patients, {slices} slices, size {size} is asked for: expected 16 patients or more, "
-            "1 to 200 slices, a size from 16 to 1024"
+            f"a phantom of {patients} patients, {slices} slices, size {size} is asked for: expected at least 16 "
+            "patients, 1 to 200 slices, a size from 16 to 1024"
         )
     labels = [CLASSES[index % len(CLASSES)] for index in range(patients)]
     splits = split_of([str(index) for index in range(patients)], labels, FRACTIONS, seed)

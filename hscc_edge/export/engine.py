@@ -1,0 +1,185 @@
+"""TensorRT engines: one adapter, by capability, for `tensorrt` (10.3 to 11) and `tensorrt_rtx`.
+
+Precision lives in the ONNX graph and the network is strongly typed, since TensorRT 11 has no precision flags left. An
+engine is built on the device that runs it and keyed by everything that it depends on; it stays outside the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hscc_edge import durable
+from hscc_edge.errors import EngineError
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+WORKSPACE_MIB = 1024
+RTX_CAPABILITIES = ("SM86", "SM89", "SM120")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What was built.
+
+    Attributes:
+        inspected: True if the built engine's layers were read back, which needs a GPU; else the types of the parsed,
+            strongly typed network were checked.
+        executed: False always here; `validate` runs engines.
+    """
+
+    builder: str
+    version: str
+    device: str
+    precision: str
+    bytes: int
+    half_layers: int
+    layers: int
+    inspected: bool
+    executed: bool
+    seconds: float
+    path: str
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+def cache_directory() -> Path:
+    """Where engines are kept unless a directory is given: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge" / "engines"
+
+
+def load_tensorrt() -> Any:
+    """The TensorRT module of this machine.
+
+    Raises:
+        EngineError: if there is none.
+    """
+    for name in PACKAGES:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise EngineError(
+        "no TensorRT is installed: on a Jetson use the one of JetPack 6.1 or later, on a workstation run "
+        "pip install tensorrt-rtx-cu13 to try a build"
+    )
+
+
+def build_engine(content: bytes, *, precision: str, shape: Sequence[int], max_batch: int, cache: Path) -> EngineFacts:
+    """Build a strongly typed engine from ONNX bytes, for batches 1 to `max_batch`, and keep it in `cache`.
+
+    Raises:
+        EngineError: if TensorRT is missing, refuses the graph, or the graph has not the precision that was asked for.
+        StorageError: if `cache` cannot be written.
+    """
+    trt = load_tensorrt()
+    log = _logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt))
+    half, layers = _parse(trt, network, log, content, precision)
+    config = _configure(trt, builder, shape, max_batch)
+    started = time.perf_counter()
+    plan = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if plan is None:
+        raise EngineError(f"{trt.__name__} {trt.__version__} could not build the engine ({log.last}): see its log")
+    engine = bytes(plan)
+    device = _device_name(config)
+    key = _key(content, trt, device, precision, max_batch)
+    path = cache / f"{key}.engine"
+    facts = EngineFacts(
+        builder=trt.__name__,
+        version=trt.__version__,
+        device=device,
+        precision=precision,
+        bytes=len(engine),
+        half_layers=half,
+        layers=layers,
+        inspected=False,
+        executed=False,
+        seconds=seconds,
+        path=str(path),
+        note="engine not inspected and not run: types checked on the parsed, strongly typed network",
+    )
+    durable.write_bytes(path, engine)
+    durable.write_json(path.with_suffix(".json"), facts.to_json())
+    durable.write_text(path.with_suffix(".log"), "\n".join(log.lines) + "\n")
+    return facts
+
+
+def _logger(trt: Any) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.last = "no message"
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append(f"{severity.name}: {message}")
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = message.strip().splitlines()[0]
+
+    return Collector()
+
+
+def _network_flags(trt: Any) -> int:
+    """STRONGLY_TYPED where it exists (10.x needs it, 11 ignores it), EXPLICIT_BATCH where it still does."""
+    flags = 0
+    for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
+        flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
+        flags |= 0 if flag is None else 1 << int(flag)
+    return flags
+
+
+def _parse(trt: Any, network: Any, log: Any, content: bytes, precision: str) -> tuple[int, int]:
+    """(layers with an FP16 output, layers); refuses a graph that is not what was asked for."""
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(content):
+        reason = parser.get_error(0).desc() if parser.num_errors else log.last
+        raise EngineError(f"{trt.__name__} {trt.__version__} cannot parse the ONNX graph ({reason}): export it again")
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    half = sum(
+        any(layer.get_output(i).dtype == trt.DataType.HALF for i in range(layer.num_outputs)) for layer in layers
+    )
+    if (precision == "fp16") != (half > 0):
+        raise EngineError(
+            f"{precision} was asked for, and {half} of the parsed network's {len(layers)} layers are FP16: export the "
+            f"bundle again with --precision {precision}"
+        )
+    return half, len(layers)
+
+
+def _configure(trt: Any, builder: Any, shape: Sequence[int], max_batch: int) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB << 20)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", (1, *shape), (1, *shape), (max_batch, *shape))
+    config.add_optimization_profile(profile)
+    capabilities = getattr(trt, "ComputeCapability", None)
+    if capabilities is not None:
+        names = [name for name in RTX_CAPABILITIES if hasattr(capabilities, name)]
+        config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            config.set_compute_capability(getattr(capabilities, name), index)
+    return config
+
+
+def _device_name(config: Any) -> str:
+    count = getattr(config, "num_compute_capabilities", 0)
+    if not count:
+        return "current"
+    return "+".join(config.get_compute_capability(index).name for index in range(count))
+
+
+def _key(content: bytes, trt: Any, device: str, precision: str, max_batch: int) -> str:
+    parts = [hashlib.sha256(content).hexdigest(), trt.__name__, trt.__version__, device, precision, str(max_batch)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

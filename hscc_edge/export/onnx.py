@@ -1,0 +1,151 @@
+"""A network as an ONNX graph: input "image" (batch, C, H, W), output "logits" (batch, n), FP32, opset 18."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hscc_edge.errors import ExportError, extra
+from hscc_edge.runtime import Runtime
+
+with extra("workstation"):
+    import onnx
+    import torch
+    from torch import nn
+
+OPSET = 18
+LARGEST_RELATIVE_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far two runtimes are apart on real images.
+
+    Attributes:
+        top1_agreement: share of images with the same most probable class.
+        largest_logit_difference: largest absolute difference of any logit.
+        largest_logit: largest absolute logit of the reference, the scale of that difference.
+    """
+
+    images: int
+    top1_agreement: float
+    largest_logit_difference: float
+    largest_logit: float
+    emulated: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
+    """Export by torch.export, check, and strip what is not needed to run (names of source files among it).
+
+    Args:
+        shape: (C, H, W) of one image; the batch is dynamic.
+
+    Raises:
+        ExportError: if torch cannot export the network, or the graph does not pass ONNX's checker.
+    """
+    example = torch.zeros(2, *shape)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    noise = logging.getLogger("torch.onnx")
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network.eval(), (example,), input_names=["image"], output_names=["logits"], opset_version=OPSET,
+                dynamo=True, dynamic_shapes=({0: batch},), external_data=False, verbose=False,
+            )  # fmt: skip
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"torch cannot export the network ({first}): compress or export another one") from error
+    finally:
+        noise.setLevel(level)
+    if program is None:
+        raise ExportError("torch gave no ONNX program: export another network")
+    return _clean(program.model_proto)
+
+
+def _clean(model: onnx.ModelProto) -> bytes:
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:], model.functions[:]
+    model.doc_string = graph.doc_string = ""
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    content: bytes = model.SerializeToString(deterministic=True)
+    check_onnx(content)
+    return content
+
+
+def check_onnx(content: bytes) -> onnx.ModelProto:
+    """The parsed, shape-inferred graph.
+
+    Raises:
+        ExportError: if it is no ONNX model or breaks ONNX's rules.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # protobuf's and onnx's exceptions share no narrower class
+        raise ExportError(
+            f"this is not a valid ONNX model ({type(error).__name__}): export the bundle again"
+        ) from error
+    return model
+
+
+def read_onnx(path: Path) -> bytes:
+    """The bytes of a valid ONNX file.
+
+    Raises:
+        ExportError: if it is missing, or is no ONNX model.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist: run hscc-edge export first")
+    content = path.read_bytes()
+    check_onnx(content)
+    return content
+
+
+def parity(reference: Runtime, other: Runtime, images: Iterable[NDArray[np.float32]], emulated: bool = False) -> Parity:
+    """Compare two runtimes on images (C, H, W), one at a time.
+
+    Raises:
+        ExportError: if there is no image.
+    """
+    agreed, count, difference, scale = 0, 0, 0.0, 0.0
+    for image in images:
+        first, second = reference.infer(image[None]), other.infer(image[None])
+        count += 1
+        agreed += int(first.argmax() == second.argmax())
+        difference = max(difference, float(np.abs(first - second).max()))
+        scale = max(scale, float(np.abs(first).max()))
+    if count == 0:
+        raise ExportError("there is no image to compare on: give a cohort with a test split")
+    return Parity(count, agreed / count, difference, scale, emulated)
+
+
+def require_parity(found: Parity) -> None:
+    """Refuse an FP32 graph that is not its network.
+
+    Raises:
+        ExportError: if a top-1 class differs, or a logit by more than 1e-3 of the largest.
+    """
+    limit = LARGEST_RELATIVE_DIFFERENCE * max(found.largest_logit, 1.0)
+    if found.top1_agreement < 1.0 or not found.largest_logit_difference <= limit:
+        raise ExportError(
+            f"the FP32 graph is not its network: top-1 agreement {found.top1_agreement:.4f}, largest logit difference "
+            f"{found.largest_logit_difference:.3g}, expected 1 and at most {limit:.3g}; nothing was written"
+        )
