@@ -132,4 +132,4 @@ def _step(network: nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str,
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    return float(loss)
+    return loss.item()
