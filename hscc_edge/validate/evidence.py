@@ -72,21 +72,18 @@ def gather(
     """
     _check_alike(candidate, reference)
     check_fit(reference, cohort)
-    runtimes = [
+    old, new = (
         open_runtime(bundle, conditions.runtime, precision=conditions.precision, threads=conditions.threads)
         for bundle in (reference, candidate)
-    ]
-    first, second = (
-        predict(bundle, runtime, cohort, progress)
-        for bundle, runtime in zip((reference, candidate), runtimes, strict=True)
     )
-    timed = race(*runtimes, _some_images(reference, cohort), conditions.seconds)
+    first, second = predict(reference, old, cohort, progress), predict(candidate, new, cohort, progress)
+    timed = race(old, new, _some_images(reference, cohort), conditions.seconds)
     names = reference.spec.labels
     return Evidence(
         reference=_bundle_facts(reference),
         candidate=_bundle_facts(candidate),
         cohort=_cohort_facts(cohort, first, reference.spec.decision["unit"]),
-        conditions={**asdict(conditions), "runtime_name": runtimes[0].name, **machine_facts()},
+        conditions={**asdict(conditions), "runtime_name": old.name, **machine_facts()},
         reference_figures=figures([case.label for case in first], [case.decision.label for case in first], names),
         candidate_figures=figures([case.label for case in second], [case.decision.label for case in second], names),
         comparison=compare(first, second, parse_head(reference.spec.head)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from hscc_edge.errors import extra
 from hscc_edge.validate.latency import Race
@@ -15,7 +16,7 @@ with extra("workstation"):
     from matplotlib.figure import Figure
 
 REFERENCE, CANDIDATE, INK = "#5b6b7b", "#0b6e99", "#1c2733"
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "hscc_edge",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -1,0 +1,146 @@
+"""The daemon's configuration: TOML -> frozen dataclasses; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hscc_edge.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """The C-STORE provider.
+
+    Attributes:
+        port: 0 for any free one; the one in use is in state/daemon.json.
+        allowed_ae: calling AE titles that may connect; empty for any.
+        max_object_mib: a larger object is refused with 0xA700 (PS3.4 B.2.3).
+        insecure: needed to listen beyond loopback, since an AE title is no authentication.
+    """
+
+    ae_title: str = "HSCC_EDGE"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    allowed_ae: tuple[str, ...] = ()
+    max_associations: int = 16
+    max_object_mib: int = 512
+    idle_s: float = 60.0
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where reports go, and how often a refused one is tried again before it is a dead letter."""
+
+    ae_title: str
+    host: str
+    port: int
+    first_retry_s: float = 1.0
+    last_retry_s: float = 300.0
+    attempts: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that `serve` needs.
+
+    Attributes:
+        state: directory of spool, journal and key; mode 0700.
+        quiet_s: a study is complete when nothing of it came for so long.
+        reserve_mib: below so much free space instances are refused with 0xA700.
+        modalities: others are kept, but get no result.
+    """
+
+    state: Path
+    bundle: Path
+    destination: Destination
+    dicom: Listener = Listener()
+    runtime: str = "ort"
+    precision: str = "fp32"
+    threads: int = 1
+    quiet_s: float = 5.0
+    reserve_mib: int = 1024
+    modalities: tuple[str, ...] = ("MR", "CT", "OT")
+
+
+def read_config(path: Path) -> Config:
+    """Read a configuration; relative paths in it are relative to its directory.
+
+    Raises:
+        ConfigError: if the file is missing, is no TOML, has an unknown key, lacks one, or a value is out of range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the configuration {path} does not exist: copy deploy/serve.example.toml and edit it")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} is not TOML ({error}): mend that line") from error
+    for key in ("state", "bundle", "destination"):
+        if key not in raw:
+            raise ConfigError(f"the configuration {path} lacks '{key}': see deploy/serve.example.toml")
+    raw["dicom"] = _table(path, "dicom", Listener, raw.get("dicom", {}))
+    raw["destination"] = _table(path, "destination", Destination, raw["destination"])
+    for key in ("state", "bundle"):
+        raw[key] = path.parent / str(raw[key])
+    config: Config = _table(path, "top level", Config, raw)
+    _check(config)
+    return config
+
+
+def _table(path: Path, name: str, kind: Any, raw: object) -> Any:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"[{name}] in {path} is no table: see deploy/serve.example.toml")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    if unknown := sorted(raw.keys() - fields.keys()):
+        raise ConfigError(f"{path} has the unknown key '{unknown[0]}' in {name}: expected one of {', '.join(fields)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    for key, value in values.items():
+        _check_type(path, name, key, value, str(fields[key].type))
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{name} in {path} is incomplete ({error}): see deploy/serve.example.toml") from error
+
+
+def _check_type(path: Path, table: str, key: str, value: object, expected: str) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    wanted = kinds.get(expected)
+    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and expected != "bool")):
+        raise ConfigError(f"{key} in {table} of {path} is {value!r}: expected {expected}")
+
+
+def _check(config: Config) -> None:
+    listener = config.dicom
+    for name, port in (("dicom", listener.port), ("destination", config.destination.port)):
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"the port in [{name}] is {port}: expected 0 to 65535")
+    for title in (listener.ae_title, config.destination.ae_title, *listener.allowed_ae):
+        if not 1 <= len(title.strip()) <= 16 or "\\" in title:
+            raise ConfigError(f"the AE title {title!r} is not valid: expected 1 to 16 characters (PS3.5 6.2)")
+    if config.quiet_s < 0 or config.threads < 1 or config.reserve_mib < 0 or listener.max_associations < 1:
+        raise ConfigError(
+            "quiet_s, threads, reserve_mib or max_associations is out of range: expected positive numbers"
+        )
+    if not listener.insecure and not _is_loopback(listener.host):
+        raise ConfigError(
+            f"[dicom] host is {listener.host}: beyond loopback the door has no authentication yet; set insecure = true "
+            "in [dicom] if the network is trusted"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

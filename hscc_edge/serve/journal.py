@@ -1,0 +1,200 @@
+"""The journal: SQLite in WAL mode with synchronous=FULL, so that a commit survives a power loss.
+
+Every acknowledged instance has one row, and that row ends in exactly one terminal state.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hscc_edge.errors import StorageError
+
+RECEIVED, REPORTED, NO_RESULT, CONFLICT = "received", "reported", "no-result", "conflict"
+TERMINAL = (REPORTED, NO_RESULT, CONFLICT)
+PENDING, DELIVERED, DEAD = "pending", "delivered", "dead"
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS instances (
+    id INTEGER PRIMARY KEY, sop TEXT NOT NULL, digest TEXT NOT NULL, series TEXT NOT NULL, study TEXT NOT NULL,
+    file TEXT NOT NULL UNIQUE, state TEXT NOT NULL, reason TEXT, received REAL NOT NULL, UNIQUE (sop, digest));
+CREATE INDEX IF NOT EXISTS instances_study ON instances (study, state);
+CREATE TABLE IF NOT EXISTS reports (
+    id INTEGER PRIMARY KEY, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL, model TEXT NOT NULL, content BLOB NOT NULL,
+    predecessor TEXT, current INTEGER NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    next_try REAL NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_current_report ON reports (study) WHERE current = 1;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kept instance; identifiers stay out of its repr."""
+
+    id: int
+    sop: str = field(repr=False)
+    digest: str
+    series: str = field(repr=False)
+    study: str = field(repr=False)
+    file: str
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report as it was, or will be, sent."""
+
+    id: int
+    sop: str = field(repr=False)
+    study: str = field(repr=False)
+    content: bytes = field(repr=False)
+    state: str
+    attempts: int
+
+
+class Journal:
+    """One connection behind one lock; each method is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the journal {path} cannot be opened ({error}): check the disk and its rights"
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def receive(self, sop: str, digest: str, series: str, study: str, file: str) -> bool:
+        """Record an instance before it is acknowledged; False if the same one is recorded already.
+
+        The same UID with other content is recorded in the terminal state CONFLICT.
+        """
+        with self._transaction() as db:
+            known = [row[0] for row in db.execute("SELECT digest FROM instances WHERE sop = ?", (sop,))]
+            if digest in known:
+                return False
+            state, reason = (CONFLICT, "same UID, other content") if known else (RECEIVED, None)
+            db.execute(
+                "INSERT INTO instances (sop, digest, series, study, file, state, reason, received) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (sop, digest, series, study, file, state, reason, time.time()),
+            )
+            return True
+
+    def complete_studies(self, quiet_s: float) -> list[str]:
+        """Studies with instances to work on, of which nothing came for `quiet_s`."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT study FROM instances GROUP BY study HAVING SUM(state = ?) > 0 AND MAX(received) <= ?",
+                (RECEIVED, time.time() - quiet_s),
+            )
+            return [row[0] for row in rows]
+
+    def instances(self, study: str) -> list[Row]:
+        """A study's instances but conflicting ones, ordered by SOP Instance UID."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id, sop, digest, series, study, file, state, reason FROM instances "
+                "WHERE study = ? AND state != ? ORDER BY sop",
+                (study, CONFLICT),
+            )
+            return [Row(*row) for row in rows]
+
+    def current_report(self, study: str) -> Report | None:
+        """The study's current report."""
+        return next(iter(self._reports("study = ? AND current = 1", (study,))), None)
+
+    def finish(
+        self, outcomes: Sequence[tuple[int, str, str | None]], report: tuple[str, str, str, bytes] | None
+    ) -> None:
+        """Give instances their terminal states and the study its new current report, all or nothing.
+
+        Args:
+            outcomes: (instance id, state, reason).
+            report: (SOP Instance UID, study, model digest, DICOM bytes).
+        """
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE instances SET state = ?, reason = ? WHERE id = ?",
+                [(state, reason, number) for number, state, reason in outcomes],
+            )
+            if report is None:
+                return
+            sop, study, model, content = report
+            old = db.execute("SELECT sop FROM reports WHERE study = ? AND current = 1", (study,)).fetchone()
+            if old is not None and old[0] == sop:
+                return
+            db.execute("UPDATE reports SET current = 0 WHERE study = ?", (study,))
+            db.execute(
+                "INSERT INTO reports (sop, study, model, content, predecessor, current, state, created) "
+                "VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
+                (sop, study, model, content, old[0] if old else None, PENDING, time.time()),
+            )
+
+    def due_reports(self) -> list[Report]:
+        """Reports to be sent now, oldest first."""
+        return self._reports("state = ? AND next_try <= ? ORDER BY id LIMIT 32", (PENDING, time.time()))
+
+    def _reports(self, condition: str, values: tuple[object, ...]) -> list[Report]:
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT id, sop, study, content, state, attempts FROM reports WHERE {condition}", values
+            )
+            return [Report(*row) for row in rows]
+
+    def delivered(self, report: Report) -> None:
+        """The destination has acknowledged the report."""
+        self._set_report(report, DELIVERED, 0.0)
+
+    def postpone(self, report: Report, seconds: float) -> None:
+        """Try the report again later."""
+        self._set_report(report, PENDING, time.time() + seconds)
+
+    def bury(self, report: Report) -> None:
+        """Make the report a dead letter."""
+        self._set_report(report, DEAD, 0.0)
+
+    def _set_report(self, report: Report, state: str, next_try: float) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE reports SET state = ?, next_try = ?, attempts = attempts + 1 WHERE id = ?",
+                (state, next_try, report.id),
+            )
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Instances and reports by state; no identifier is in it."""
+        with self._lock:
+            return {
+                table: dict(self._db.execute(f"SELECT state, COUNT(*) FROM {table} GROUP BY state").fetchall())
+                for table in ("instances", "reports")
+            }
+
+    def files(self) -> set[str]:
+        """Every spool file that a row stands for."""
+        with self._lock:
+            return {row[0] for row in self._db.execute("SELECT file FROM instances")}
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        with self._lock:
+            self._db.close()
