@@ -1,1 +1,1 @@
-"""The daemon at the point of care: what it acknowledges it keeps, and every kept instance reaches one terminal state."""
+"""The daemon at the point of care: what it acknowledges it keeps, and brings to one terminal state."""

@@ -79,10 +79,11 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def receive(self, sop: str, digest: str, series: str, study: str, file: str) -> bool:
         """Record an instance before it is acknowledged; False if the same one is recorded already.
