@@ -11,6 +11,7 @@ with extra("workstation"):
     import onnx
     from onnx import helper
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
 UNROUNDED = {"Shape", "Cast", "Constant", "ConstantOfShape", "Gather", "Range"}
 
@@ -24,6 +25,7 @@ def to_fp16(content: bytes) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = convert_float_to_float16(check_onnx(content), keep_io_types=True)
+    OnnxModel(model).topological_sort()
     del model.graph.value_info[:]
     if not half_weights(model):
         raise ExportError("the graph holds no FP16 weight after conversion: export FP32 only")

@@ -31,7 +31,6 @@ with extra("device"):
         MeasurementsAndQualitativeEvaluations,
         ObservationContext,
         ObserverContext,
-        QualitativeEvaluation,
         SourceImageForMeasurementGroup,
         TrackingIdentifier,
     )  # fmt: skip
@@ -143,10 +142,9 @@ def _group(
         tracking_identifier=TrackingIdentifier(
             uid=derived_uid("tracking", uid, str(number)), identifier=f"case {number + 1}"
         ),
-        finding_type=codes.DCM.Finding if hasattr(codes.DCM, "Finding") else CodedConcept("121071", "DCM", "Finding"),
+        finding_type=finding,
         finding_sites=[FindingSite(_concept(spec.site))],
         source_images=[SourceImageForMeasurementGroup.from_source_image(_completed(member)) for member in members],
         algorithm_id=algorithm,
         measurements=measurements,
-        qualitative_evaluations=[QualitativeEvaluation(CodedConcept("121071", "DCM", "Finding"), finding)],
     )

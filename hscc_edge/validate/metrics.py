@@ -53,7 +53,8 @@ def proportion(count: int, of: int) -> Proportion:
     if of == 0:
         return Proportion(0, 0, None, None, None)
     low, high = proportion_confint(count, of, alpha=1 - LEVEL, method="wilson")
-    return Proportion(count, of, count / of, max(float(low), 0.0), min(float(high), 1.0))
+    share = count / of
+    return Proportion(count, of, share, min(max(float(low), 0.0), share), max(min(float(high), 1.0), share))
 
 
 def figures(labels: Sequence[str], decided: Sequence[str | None], classes: Sequence[str]) -> Figures:
