@@ -73,7 +73,9 @@ def plan_and_network(problem: Problem, method: str, ratio: float) -> tuple[Plan,
     names = [shape.name for shape in problem.shapes if shape.name in found]
     fixed = sum(shape.flops for shape in problem.shapes if shape.name not in found)
     chosen = dict(zip(names, allocate([found[n].options for n in names], fixed, Budget("flops", ratio)), strict=True))
-    plan = Plan(method, f"flops={ratio}x", tuple(_layer_plan(shape, chosen.get(shape.name)) for shape in problem.shapes))
+    plan = Plan(
+        method, f"flops={ratio}x", tuple(_layer_plan(shape, chosen.get(shape.name)) for shape in problem.shapes)
+    )
     return plan, _rebuild(problem.network, plan, found)
 
 
@@ -85,7 +87,7 @@ def mean_kl(network: nn.Module, other: nn.Module) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(network, method):
-    """Same outputs' shape, FLOPs as planned when counted anew, original untouched, grouped layer dense with a reason."""
+    """Outputs' shape, FLOPs as planned when counted anew, original untouched, grouped layer dense with a reason."""
     problem = problem_of(network)
     before = copy.deepcopy(network.state_dict())
     plan, small = plan_and_network(problem, method, 1.7)
@@ -127,7 +129,9 @@ def test_full_rank_reproduces_the_layer(network, structure):
     plan = LayerPlan("features.5", structure, ranks, boxes, "", 0, 0, 0, 0, 0.0)
     dense = copy.deepcopy(network.features[5]).requires_grad_(False)
     x = network.features[:5](smooth_images(8, 2)).detach()
-    assert torch.allclose(hscc._build(dense, solved, plan)(x).detach(), dense(x), atol=2e-3 * float(dense(x).abs().max()))
+    assert torch.allclose(
+        hscc._build(dense, solved, plan)(x).detach(), dense(x), atol=2e-3 * float(dense(x).abs().max())
+    )
 
 
 def test_hscc_beats_weight_only_svd_and_refit_helps(network):
