@@ -133,10 +133,11 @@ def markdown(table: dict[str, Any]) -> str:
 
 def line(item: dict[str, Any]) -> str:
     """One row in Markdown."""
+    accuracy = {"value": item["accuracy"], "low": item["accuracy_low"], "high": item["accuracy_high"]}
     cells = (
         item["budget"],
         item["method"],
-        interval({**item, "low": item["accuracy_low"], "high": item["accuracy_high"]}, "accuracy"),
+        interval(accuracy, "value"),
         f"{100 * item['difference']:+.1f} ({100 * item['difference_low']:+.1f} to {100 * item['difference_high']:+.1f})",
         f"{item['kl']:.4f} ({item['kl_se']:.4f})",
         f"1/{item['flops_ratio']:.2f}",

@@ -1,0 +1,68 @@
+"""What several tests share: a small phantom, and a small exported bundle."""
+
+from pathlib import Path
+
+import pytest
+
+from hscc_edge.data.cohort import Cohort, read_cohort
+from hscc_edge.data.phantom import write_phantom
+
+RECIPE = """
+name = "tiny"
+preprocess = [
+  { name = "percentile", lower = 1.0, upper = 99.0 },
+  { name = "resize", height = 64, width = 64 },
+  { name = "channels", count = 1 },
+  { name = "normalise", mean = [0.3], std = [0.25] },
+]
+[network]
+name = "alexnet"
+args = { pool = 1, hidden = 32, dropout = 0.0 }
+[decision]
+unit = "study"
+minimum_images = 2
+[train]
+epochs = 1
+batch_size = 16
+seed = 3
+[site]
+value = "12738006"
+scheme = "SCT"
+meaning = "Brain"
+[procedure]
+value = "113091000"
+scheme = "SCT"
+meaning = "Magnetic resonance imaging"
+"""
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """40 patients x 3 slices of 64 x 64."""
+    root = tmp_path_factory.mktemp("phantom") / "cohort"
+    write_phantom(root, patients=40, slices=3, size=64, seed=5)
+    return read_cohort(root)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training recipe that takes seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory, phantom: Cohort, recipe: Path) -> Path:
+    """A trained and exported bundle. Treat it as read-only."""
+    from typer.main import get_command
+
+    from hscc_edge.cli import app
+
+    out = tmp_path_factory.mktemp("dense") / "bundle"
+    for words in (
+        ["train", str(recipe), "--cohort", str(phantom.root), "--out", str(out)],
+        ["export", str(out), "--cohort", str(phantom.root), "--images", "4"],
+    ):
+        get_command(app).main(words, standalone_mode=False)
+    return out
