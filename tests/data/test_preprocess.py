@@ -1,0 +1,108 @@
+"""THE preprocessing: properties, round trip, and the MONAI pipeline equal to it bit for bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hscc_edge.data.cohort import stream
+from hscc_edge.data.dicom import Image
+from hscc_edge.data.pipeline import loader
+from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.errors import ConfigError
+
+STEPS = [
+    {"name": "percentile", "lower": 1, "upper": 99},
+    {"name": "resize", "height": 12, "width": 20},
+    {"name": "channels", "count": 3},
+    {"name": "normalise", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 1.0]},
+]
+PIXELS = hnp.arrays(
+    np.float32, st.tuples(st.integers(2, 40), st.integers(2, 40)), elements=st.floats(-2000, 4000, width=32)
+)
+
+
+@given(PIXELS)
+@settings(deadline=None)
+def test_shape_range_and_finite(pixels):
+    preprocess = parse_preprocess(STEPS)
+    result = preprocess(Image(pixels, None))
+    assert result.shape == preprocess.shape == (3, 12, 20)
+    assert result.dtype == np.float32 and np.isfinite(result).all()
+    assert result[0].min() >= -2.001 and result[0].max() <= 2.001
+
+
+@given(PIXELS, st.floats(0.1, 50), st.floats(-500, 500))
+@settings(deadline=None)
+def test_percentiles_do_not_see_scale_and_offset(pixels, scale, offset):
+    preprocess = parse_preprocess(STEPS[:2])
+    if np.ptp(np.percentile(pixels, (1, 99))) < 1:
+        return
+    moved = (pixels.astype(np.float64) * scale + offset).astype(np.float32)
+    assert np.allclose(preprocess(Image(pixels, None)), preprocess(Image(moved, None)), atol=2e-2)
+
+
+@given(PIXELS, st.floats(-500, 500), st.floats(2, 3000))
+@settings(deadline=None)
+def test_a_window_is_monotone_and_clipped(pixels, center, width):
+    step = {"name": "window", "center": center, "width": width}
+    size = {"name": "resize", "height": pixels.shape[0], "width": pixels.shape[1]}
+    result = parse_preprocess([step, size])(Image(pixels, None))[0]
+    order = np.argsort(pixels, axis=None)
+    assert (np.diff(result.ravel()[order]) >= 0).all() and result.min() >= 0 and result.max() <= 1
+
+
+def test_a_header_window_is_used(phantom):
+    from hscc_edge.data.dicom import read_image
+
+    image = read_image(phantom.path(phantom.instances[0]))
+    size = {"name": "resize", "height": 64, "width": 64}
+    center, width = image.headers.window
+    first = parse_preprocess([{"name": "window", "source": "header"}, size])(image)
+    second = parse_preprocess([{"name": "window", "center": center, "width": width}, size])(image)
+    assert np.array_equal(first, second)
+
+
+def test_round_trip():
+    preprocess = parse_preprocess(STEPS)
+    assert parse_preprocess(preprocess.to_json()) == preprocess
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{"name": "sharpen"}], "unknown step"),
+        ([{"name": "percentile", "lower": 1}], "lacks the option 'upper'"),
+        ([{"name": "percentile", "lower": 99, "upper": 1}, STEPS[1]], "out of range"),
+        ([{"name": "resize", "height": 1, "width": 2, "depth": 3}], "unknown option 'depth'"),
+        ([STEPS[0]], "no step 'resize'"),
+        ([STEPS[1], {"name": "normalise", "mean": [0.1, 0.2], "std": [1, 1]}], "out of range"),
+        ([STEPS[1], {"name": "window"}], "out of range"),
+    ],
+)
+def test_bad_steps_are_told(steps, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_preprocess(steps)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_pipeline_is_the_preprocessing(phantom, cache):
+    preprocess, part = parse_preprocess(STEPS), phantom.select("val")
+    batches = list(loader(part, preprocess, batch_size=5, shuffle=False, seed=0, cache=cache))
+    images = np.concatenate([np.asarray(batch["image"]) for batch in batches])
+    labels = np.concatenate([np.asarray(batch["label"]) for batch in batches])
+    expected = list(stream(part, preprocess))
+    assert np.array_equal(images, np.stack([image for _, image in expected]))
+    assert labels.tolist() == [part.label_index(item) for item, _ in expected]
+
+
+def test_the_same_seed_gives_the_same_batches(phantom):
+    preprocess, part = parse_preprocess(STEPS), phantom.select("val")
+
+    def draw(seed):
+        found = loader(part, preprocess, batch_size=4, shuffle=True, seed=seed, augment=True, cache=True)
+        return np.concatenate([np.asarray(batch["image"]) for batch in found])
+
+    assert np.array_equal(draw(1), draw(1))
+    assert not np.array_equal(draw(1), draw(2))
