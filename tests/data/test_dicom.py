@@ -11,13 +11,16 @@ from pydicom.uid import RLELossless
 from hscc_edge.data.dicom import read_headers, read_image
 from hscc_edge.errors import DicomError
 
+LOSSLESS = (
+    "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm",
+)  # fmt: skip
 WHEEL = {
     "MR_small.dcm": (64, 64), "CT_small.dcm": (128, 128), "MR_small_RLE.dcm": (64, 64), "JPEG2000.dcm": (1024, 256),
     "MR_small_jp2klossless.dcm": (64, 64), "MR_small_bigendian.dcm": (64, 64), "MR_small_jpeg_ls_lossless.dcm": (64, 64),
 }  # fmt: skip
 
 
-def testfile(name):
+def wheel_file(name):
     from pathlib import Path
 
     path = get_testdata_file(name, download=False)
@@ -27,26 +30,26 @@ def testfile(name):
 
 @pytest.mark.parametrize("name", WHEEL)
 def test_real_files(name):
-    image = read_image(testfile(name))
+    image = read_image(wheel_file(name))
     assert image.pixels.shape == WHEEL[name]
     assert image.pixels.dtype == np.float32 and np.isfinite(image.pixels).all() and np.ptp(image.pixels) > 0
 
 
 def test_lossless_syntaxes_agree():
-    plain = read_image(testfile("MR_small.dcm")).pixels
+    plain = read_image(wheel_file("MR_small.dcm")).pixels
     for name in (
         "MR_small_RLE.dcm",
         "MR_small_jp2klossless.dcm",
         "MR_small_jpeg_ls_lossless.dcm",
         "MR_small_bigendian.dcm",
     ):
-        assert np.array_equal(read_image(testfile(name)).pixels, plain), name
+        assert np.array_equal(read_image(wheel_file(name)).pixels, plain), name
 
 
 def test_rescale_is_applied():
-    dataset = pydicom.dcmread(testfile("CT_small.dcm"))
+    dataset = pydicom.dcmread(wheel_file("CT_small.dcm"))
     expected = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    assert np.allclose(read_image(testfile("CT_small.dcm")).pixels, expected)
+    assert np.allclose(read_image(wheel_file("CT_small.dcm")).pixels, expected)
 
 
 def changed(phantom, **attributes) -> io.BytesIO:
