@@ -16,7 +16,8 @@ LOSSLESS = (
 )  # fmt: skip
 WHEEL = {
     "MR_small.dcm": (64, 64), "CT_small.dcm": (128, 128), "MR_small_RLE.dcm": (64, 64), "JPEG2000.dcm": (1024, 256),
-    "MR_small_jp2klossless.dcm": (64, 64), "MR_small_bigendian.dcm": (64, 64), "MR_small_jpeg_ls_lossless.dcm": (64, 64),
+    "MR_small_jp2klossless.dcm": (64, 64), "MR_small_bigendian.dcm": (64, 64),
+    "MR_small_jpeg_ls_lossless.dcm": (64, 64),
 }  # fmt: skip
 
 

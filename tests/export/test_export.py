@@ -1,0 +1,147 @@
+"""Graphs equal to their networks, FP16 that is FP16, engines from a real builder, and one contract for runtimes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from hscc_edge.bundle import read_bundle
+from hscc_edge.data.cohort import stream
+from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.errors import EngineError, ExportError, InputError
+from hscc_edge.export.engine import build_engine, load_tensorrt
+from hscc_edge.export.onnx import Parity, check_onnx, export_onnx, parity, read_onnx, require_parity
+from hscc_edge.export.precision import emulated_fp16, half_weights, to_fp16
+from hscc_edge.model.layers import OwnFactorsConv2d, SharedReduceConv2d
+from hscc_edge.model.plan import Box
+from hscc_edge.runtime import RUNTIMES, infer_each, open_runtime
+from hscc_edge.runtime.ort import OrtRuntime
+
+BOXES = (Box(0, 4, 0, 5), Box(0, 4, 5, 9), Box(4, 9, 0, 9))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A network with every factorised structure."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+    second = nn.Conv2d(6, 8, 3, padding=2, dilation=2)
+    return nn.Sequential(
+        SharedReduceConv2d(first, 3, BOXES), nn.ReLU(), OwnFactorsConv2d(second, (2, 3, 4), BOXES), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+
+
+def run(content: bytes, images: np.ndarray, tmp_path) -> np.ndarray:
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(content)
+    return OrtRuntime(path).infer(images)
+
+
+def test_region_layers_export_as_they_compute(network, tmp_path):
+    content = export_onnx(network, (1, 17, 18))
+    for batch in (1, 5):
+        images = np.random.default_rng(0).normal(size=(batch, 1, 17, 18)).astype(np.float32)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images)).numpy()
+        assert np.allclose(run(content, images, tmp_path), expected, atol=1e-5)
+    assert content == export_onnx(network, (1, 17, 18))
+    assert b"/site-packages" not in content and b"hscc_edge/" not in content
+    kinds = {node.op_type for node in onnx.load_model_from_string(content).graph.node}
+    assert kinds <= {
+        "Conv",
+        "Relu",
+        "Slice",
+        "Concat",
+        "Pad",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "Reshape",
+        "Gemm",
+        "Flatten",
+    }
+
+
+def test_fp16_is_fp16_inside_and_fp32_outside(network, tmp_path):
+    full = export_onnx(network, (1, 17, 18))
+    half = check_onnx(to_fp16(full))
+    kinds = {
+        t.data_type for t in half.graph.initializer if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    }
+    assert half_weights(half) > 0 and kinds == {onnx.TensorProto.FLOAT16}
+    ends = [item.type.tensor_type.elem_type for item in (*half.graph.input, *half.graph.output)]
+    assert ends == [onnx.TensorProto.FLOAT] * 2
+    images = np.random.default_rng(1).normal(size=(2, 1, 17, 18)).astype(np.float32)
+    exact, rounded = run(full, images, tmp_path), run(emulated_fp16(full), images, tmp_path)
+    assert 0 < np.abs(exact - rounded).max() < 1e-2
+
+
+def test_emulation_shows_an_overflow_that_the_cpu_hides(tmp_path):
+    big = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        big[1].weight.fill_(3e4)
+    full, images = export_onnx(big, (1, 2, 2)), np.ones((1, 1, 2, 2), np.float32)
+    assert np.isfinite(run(full, images, tmp_path)).all()
+    assert not np.isfinite(run(emulated_fp16(full), images, tmp_path)).any()
+
+
+def test_parity_gate():
+    require_parity(Parity(10, 1.0, 1e-5, 3.0))
+    for wrong in (Parity(10, 0.9, 1e-5, 3.0), Parity(10, 1.0, 0.1, 3.0), Parity(10, 1.0, float("nan"), 3.0)):
+        with pytest.raises(ExportError, match="not its network"):
+            require_parity(wrong)
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_runtimes_keep_one_contract(kind, dense, phantom):
+    """The same logits as torch, one image or several a call; or, without a GPU, one clear error."""
+    bundle = read_bundle(dense)
+    if kind == "trt":
+        with pytest.raises(EngineError, match="TensorRT"):
+            open_runtime(bundle, kind)
+        return
+    runtime, reference = open_runtime(bundle, kind), open_runtime(bundle, "eager")
+    images = [image for _, image in stream(phantom.select("val"), parse_preprocess(bundle.spec.preprocess))]
+    found = parity(reference, runtime, images)
+    assert found.images == len(images) and found.top1_agreement == 1 and found.largest_logit_difference < 1e-4
+    assert infer_each(runtime, images).shape == (len(images), 4)
+    assert np.allclose(runtime.infer(np.stack(images)), infer_each(runtime, images), atol=1e-5)
+    assert runtime.name and runtime.close() is None
+
+
+def test_unknown_names_and_broken_files_are_told(dense, tmp_path):
+    bundle = read_bundle(dense)
+    with pytest.raises(InputError, match="unknown: expected one of eager, ort, trt"):
+        open_runtime(bundle, "cuda")
+    with pytest.raises(InputError, match="precision 'int4' is unknown"):
+        open_runtime(bundle, "ort", precision="int4")
+    (tmp_path / "text.onnx").write_text("not a graph")
+    with pytest.raises(ExportError, match="not a valid ONNX"):
+        read_onnx(tmp_path / "text.onnx")
+    with pytest.raises(ExportError, match="does not exist"):
+        read_onnx(tmp_path / "absent.onnx")
+    with pytest.raises(ExportError, match="cannot be opened"):
+        OrtRuntime(tmp_path / "text.onnx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_real_builder_builds(precision, network, tmp_path):
+    full = export_onnx(network, (1, 17, 18))
+    content = full if precision == "fp32" else to_fp16(full)
+    facts = build_engine(content, precision=precision, shape=(1, 17, 18), max_batch=4, cache=tmp_path / "cache")
+    assert (
+        facts.builder == load_tensorrt().__name__
+        and facts.bytes == (tmp_path / "cache").joinpath(facts.path).stat().st_size
+    )
+    assert (facts.half_layers > 0) == (precision == "fp16")
+    assert not facts.executed and not facts.inspected and "not run" in facts.note
+    other = "fp16" if precision == "fp32" else "fp32"
+    with pytest.raises(EngineError, match=f"{other} was asked for"):
+        build_engine(content, precision=other, shape=(1, 17, 18), max_batch=4, cache=tmp_path / "cache")
+
+
+def test_the_builder_refuses_what_is_no_graph(tmp_path):
+    with pytest.raises(EngineError, match="cannot parse"):
+        build_engine(b"nothing", precision="fp32", shape=(1, 2, 2), max_batch=1, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
