@@ -134,11 +134,12 @@ def markdown(table: dict[str, Any]) -> str:
 def line(item: dict[str, Any]) -> str:
     """One row in Markdown."""
     accuracy = {"value": item["accuracy"], "low": item["accuracy_low"], "high": item["accuracy_high"]}
+    low, high = 100 * item["difference_low"], 100 * item["difference_high"]
     cells = (
         item["budget"],
         item["method"],
         interval(accuracy, "value"),
-        f"{100 * item['difference']:+.1f} ({100 * item['difference_low']:+.1f} to {100 * item['difference_high']:+.1f})",
+        f"{100 * item['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
         f"{item['kl']:.4f} ({item['kl_se']:.4f})",
         f"1/{item['flops_ratio']:.2f}",
         f"1/{item['params_ratio']:.1f}",

@@ -81,7 +81,9 @@ def check(
 ) -> None:
     """Look for unreadable or altered files, missing classes, and pictures or patients on two sides of a split.
 
-    Exit code 1 if something is found that would spoil a figure. Example: hscc-edge cohort check cohort
+    Exit code 1 if something is found that would spoil a figure.
+
+    Example: hscc-edge cohort check cohort
     """
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.data.leakage import check_cohort

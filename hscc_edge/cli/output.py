@@ -52,7 +52,7 @@ class Output:
 
     @contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """Show a bar with the time left on stderr; yields the function that advances it."""
+        """Show a bar with the time left on stderr, if that is a terminal; yields the function that advances it."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -61,7 +61,8 @@ class Output:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=_console(stderr=True), transient=True) as bar:
+        console = _console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(description, total=total, note="")
 
             def advance(steps: int = 1, note: str = "") -> None:

@@ -154,7 +154,7 @@ def secondary_capture(pixels: NDArray[np.uint8], source: str, *, jpeg: bool, num
         setattr(dataset, f"{level}InstanceUID", generate_uid(entropy_srcs=[level, source, str(number)]))
     dataset.PatientID = f"PICTURE-{number:06d}"
     for keyword in ("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                    "AccessionNumber", "ReferringPhysicianName", "PatientOrientation"):  # fmt: skip
+                    "AccessionNumber", "ReferringPhysicianName", "Laterality", "PatientOrientation"):  # fmt: skip
         setattr(dataset, keyword, "")
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.Modality, dataset.ConversionType = "OT", "WSD"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import Preprocess
-from hscc_edge.errors import extra
+from hscc_edge.errors import HsccError, extra
 
 with extra("workstation"):
     import torch
@@ -87,11 +89,37 @@ def loader(
     seed: int,
     augment: bool = False,
     cache: bool = False,
-) -> DataLoader[dict[str, torch.Tensor]]:
+) -> Batches:
     """Batches {"image": (B, C, H, W) float32, "label": (B,) int64}; the same for the same seed."""
-    data = dataset(cohort, preprocess, augment=augment, cache=cache)
+    with own_errors():
+        data = dataset(cohort, preprocess, augment=augment, cache=cache)
     transform = data.transform
     if isinstance(transform, Compose):
         transform.set_random_state(seed)
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(data, batch_size=batch_size, shuffle=shuffle, generator=generator)
+    return Batches(DataLoader(data, batch_size=batch_size, shuffle=shuffle, generator=generator))
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches of a loader, as often as one asks; a damaged file is our own error, not MONAI's."""
+
+    loader: DataLoader[dict[str, torch.Tensor]]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        with own_errors():
+            yield from self.loader
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the error of ours that MONAI's transforms have wrapped, if there is one."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HsccError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

@@ -14,6 +14,7 @@ with extra("workstation"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
 REFERENCE, CANDIDATE, INK = "#5b6b7b", "#0b6e99", "#1c2733"
 STYLE: Any = {
@@ -94,6 +95,8 @@ def latencies(race: Race) -> str:
         ):
             axes.ecdf(samples, color=colour, label=name, linewidth=2)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(ScalarFormatter())
         axes.set_xlabel("milliseconds a call (log scale), batch 1, model alone")
         axes.set_ylabel("share of calls")
         axes.grid(alpha=0.3, which="both")
