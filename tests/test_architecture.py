@@ -22,7 +22,7 @@ DEVICE = [
 ]  # fmt: skip
 THIRD_PARTY = {
     "serve": {"numpy", "pydicom", "pynetdicom", "highdicom"},
-    "runtime": {"numpy", "onnxruntime", "torch"},
+    "runtime": {"numpy", "onnxruntime", "torch", "cuda"},
 }
 CORE = {"numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
 

@@ -106,8 +106,9 @@ def build(
     Example: hscc-edge build small --precision fp16
     """
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.export.engine import build_engine, cache_directory
+    from hscc_edge.export.engine import build_engine
     from hscc_edge.runtime import PRECISIONS, check_precision
+    from hscc_edge.runtime.trt import cache_directory
 
     output = Output(as_json)
     check_precision(precision)

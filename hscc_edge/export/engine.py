@@ -7,9 +7,7 @@ engine is built on the device that runs it and keyed by everything that it depen
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +16,8 @@ from typing import Any
 
 from hscc_edge import durable
 from hscc_edge.errors import EngineError
+from hscc_edge.runtime.trt import load_tensorrt
 
-PACKAGES = ("tensorrt", "tensorrt_rtx")
 WORKSPACE_MIB = 1024
 RTX_CAPABILITIES = ("SM86", "SM89", "SM120")
 
@@ -45,33 +43,13 @@ class EngineFacts:
     executed: bool
     seconds: float
     path: str
+    onnx_sha256: str
+    sha256: str
     note: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
         return asdict(self)
-
-
-def cache_directory() -> Path:
-    """Where engines are kept unless a directory is given: $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge" / "engines"
-
-
-def load_tensorrt() -> Any:
-    """The TensorRT module of this machine.
-
-    Raises:
-        EngineError: if there is none.
-    """
-    for name in PACKAGES:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise EngineError(
-        "no TensorRT is installed: on a Jetson use the one of JetPack 6.1 or later, on a workstation run "
-        "pip install tensorrt-rtx-cu13 to try a build"
-    )
 
 
 def build_engine(content: bytes, *, precision: str, shape: Sequence[int], max_batch: int, cache: Path) -> EngineFacts:
@@ -108,6 +86,8 @@ def build_engine(content: bytes, *, precision: str, shape: Sequence[int], max_ba
         executed=False,
         seconds=seconds,
         path=str(path),
+        onnx_sha256=hashlib.sha256(content).hexdigest(),
+        sha256=hashlib.sha256(engine).hexdigest(),
         note="engine not inspected and not run: types checked on the parsed, strongly typed network",
     )
     durable.write_bytes(path, engine)

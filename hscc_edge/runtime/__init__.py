@@ -56,7 +56,7 @@ def open_runtime(bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", 
         case "trt":
             from hscc_edge.runtime.trt import TrtRuntime
 
-            return TrtRuntime(bundle, precision)
+            return TrtRuntime(bundle, PRECISIONS[precision], precision)
     raise InputError(f"the runtime {kind!r} is unknown: expected one of {', '.join(RUNTIMES)}")
 
 

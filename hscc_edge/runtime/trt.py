@@ -1,31 +1,136 @@
-"""TensorRT on a GPU. Not run in this project's tests: no machine of theirs has a GPU and TensorRT."""
+"""TensorRT on a GPU: an engine from the cache, run through named tensors on one stream.
+
+Written against the API that TensorRT 10.3 to 11 and TensorRT-RTX share. Not run by this project's tests: none of their
+machines has a GPU, so they see only its errors.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.errors import EngineError
+from hscc_edge.errors import EngineError, extra
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+
+
+def load_tensorrt() -> Any:
+    """The TensorRT module of this machine.
+
+    Raises:
+        EngineError: if there is none.
+    """
+    for name in PACKAGES:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise EngineError(
+        "no TensorRT is installed: on a Jetson use the one of JetPack 6.1 or later, on a workstation run "
+        "pip install tensorrt-rtx-cu13 to try a build"
+    )
+
+
+def cache_directory() -> Path:
+    """Where engines are kept unless a directory is given: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge" / "engines"
+
+
+def find_engine(content: bytes, trt: Any, precision: str, cache: Path) -> Path:
+    """The cached engine that was built from these ONNX bytes by this TensorRT, its digest checked.
+
+    Raises:
+        EngineError: if there is none, or it was altered.
+    """
+    wanted = {
+        "onnx_sha256": hashlib.sha256(content).hexdigest(), "builder": trt.__name__, "version": trt.__version__,
+        "precision": precision,
+    }  # fmt: skip
+    for facts_path in sorted(cache.glob("*.json")):
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        if {key: facts.get(key) for key in wanted} != wanted:
+            continue
+        path = facts_path.with_suffix(".engine")
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
+            raise EngineError(f"the engine {path} is missing or was altered: run hscc-edge build again")
+        return path
+    raise EngineError(
+        f"{cache} holds no {precision} engine of this bundle for {trt.__name__} {trt.__version__} (TensorRT): run "
+        f"hscc-edge build BUNDLE --precision {precision} on this machine"
+    )
 
 
 class TrtRuntime:
-    """Reserved for the device; opening it says why it cannot run."""
+    """One engine, one execution context, one stream, and device buffers for its largest batch."""
 
-    def __init__(self, bundle: Bundle, precision: str) -> None:
-        raise EngineError(
-            "the TensorRT runtime is not available in this version: build engines with hscc-edge build, and run the "
-            "bundle with --runtime ort"
-        )
+    def __init__(self, bundle: Bundle, onnx_file: str, precision: str) -> None:
+        trt = load_tensorrt()
+        with extra("device"):
+            from cuda.bindings import runtime as cudart
+        self._cuda = cudart
+        _require_gpu(cudart)
+        path = find_engine(bundle.path(onnx_file).read_bytes(), trt, precision, cache_directory())
+        self._loader = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._loader.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"TensorRT refuses the engine {path}: run hscc-edge build again on this machine")
+        self._context = self._engine.create_execution_context()
+        self._largest = tuple(self._engine.get_tensor_profile_shape("image", 0)[2])
+        self._classes = int(self._engine.get_tensor_shape("logits")[-1])
+        self._stream = _checked(cudart, cudart.cudaStreamCreate())
+        self._input = _checked(cudart, cudart.cudaMalloc(4 * int(np.prod(self._largest))))
+        self._output = _checked(cudart, cudart.cudaMalloc(4 * self._largest[0] * self._classes))
+        self._context.set_tensor_address("image", int(self._input))
+        self._context.set_tensor_address("logits", int(self._output))
+        self._version = f"{trt.__name__} {trt.__version__}"
 
     @property
     def name(self) -> str:
         """TensorRT and its version."""
-        return "tensorrt"
+        return self._version
 
     def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, C, H, W) -> logits (B, n)."""
-        raise EngineError("no engine is open: run the bundle with --runtime ort")
+        """(B, C, H, W) -> logits (B, n); B up to the engine's largest batch."""
+        if len(images) > self._largest[0]:
+            raise EngineError(f"a batch of {len(images)} was given: the engine takes at most {self._largest[0]}")
+        images = np.ascontiguousarray(images, dtype=np.float32)
+        logits = np.empty((len(images), self._classes), dtype=np.float32)
+        kinds, cuda = self._cuda.cudaMemcpyKind, self._cuda
+        self._context.set_input_shape("image", images.shape)
+        to, back = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
+        _checked(cuda, cuda.cudaMemcpyAsync(self._input, images.ctypes.data, images.nbytes, to, self._stream))
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise EngineError("TensorRT could not run the engine: run hscc-edge build again on this machine")
+        _checked(cuda, cuda.cudaMemcpyAsync(logits.ctypes.data, self._output, logits.nbytes, back, self._stream))
+        _checked(cuda, cuda.cudaStreamSynchronize(self._stream))
+        return logits
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Free the device buffers and the stream."""
+        for pointer in (self._input, self._output):
+            _checked(self._cuda, self._cuda.cudaFree(pointer))
+        _checked(self._cuda, self._cuda.cudaStreamDestroy(self._stream))
+
+
+def _require_gpu(cudart: Any) -> None:
+    error, count = cudart.cudaGetDeviceCount()
+    if int(error) != 0 or not count:
+        raise EngineError(
+            f"TensorRT needs an NVIDIA GPU, and CUDA finds none ({error.name}): use --runtime ort, or the device"
+        )
+
+
+def _checked(cudart: Any, answer: Any) -> Any:
+    """The value of a CUDA call, or EngineError."""
+    error, *values = answer
+    if int(error) != 0:
+        raise EngineError(f"CUDA failed ({error.name}): free memory on the device, or restart it, and try again")
+    return values[0] if values else None

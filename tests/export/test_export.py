@@ -10,13 +10,14 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.data.cohort import stream
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import EngineError, ExportError, InputError
-from hscc_edge.export.engine import build_engine, load_tensorrt
+from hscc_edge.export.engine import build_engine
 from hscc_edge.export.onnx import Parity, check_onnx, export_onnx, parity, read_onnx, require_parity
 from hscc_edge.export.precision import emulated_fp16, half_weights, to_fp16
 from hscc_edge.model.layers import OwnFactorsConv2d, SharedReduceConv2d
 from hscc_edge.model.plan import Box
 from hscc_edge.runtime import RUNTIMES, infer_each, open_runtime
 from hscc_edge.runtime.ort import OrtRuntime
+from hscc_edge.runtime.trt import find_engine, load_tensorrt
 
 BOXES = (Box(0, 4, 0, 5), Box(0, 4, 5, 9), Box(4, 9, 0, 9))
 
@@ -98,7 +99,7 @@ def test_runtimes_keep_one_contract(kind, dense, phantom):
     """The same logits as torch, one image or several a call; or, without a GPU, one clear error."""
     bundle = read_bundle(dense)
     if kind == "trt":
-        with pytest.raises(EngineError, match="TensorRT"):
+        with pytest.raises(EngineError, match="TensorRT needs an NVIDIA GPU"):
             open_runtime(bundle, kind)
         return
     runtime, reference = open_runtime(bundle, kind), open_runtime(bundle, "eager")
@@ -136,6 +137,7 @@ def test_a_real_builder_builds(precision, network, tmp_path):
     )
     assert (facts.half_layers > 0) == (precision == "fp16")
     assert not facts.executed and not facts.inspected and "not run" in facts.note
+    assert str(find_engine(content, load_tensorrt(), precision, tmp_path / "cache")) == facts.path
     other = "fp16" if precision == "fp32" else "fp32"
     with pytest.raises(EngineError, match=f"{other} was asked for"):
         build_engine(content, precision=other, shape=(1, 17, 18), max_batch=4, cache=tmp_path / "cache")
@@ -145,3 +147,37 @@ def test_the_builder_refuses_what_is_no_graph(tmp_path):
     with pytest.raises(EngineError, match="cannot parse"):
         build_engine(b"nothing", precision="fp32", shape=(1, 2, 2), max_batch=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_altered_or_absent_engine_is_not_opened(network, tmp_path):
+    content, trt = export_onnx(network, (1, 17, 18)), load_tensorrt()
+    with pytest.raises(EngineError, match="holds no fp32 engine of this bundle"):
+        find_engine(content, trt, "fp32", tmp_path)
+    facts = build_engine(content, precision="fp32", shape=(1, 17, 18), max_batch=1, cache=tmp_path)
+    with open(facts.path, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(EngineError, match="was altered"):
+        find_engine(content, trt, "fp32", tmp_path)
+
+
+def test_the_runtime_calls_only_what_tensorrt_has():
+    """No GPU here: at least every name that the adapter and the runtime use exists in a real TensorRT."""
+    trt = load_tensorrt()
+    names = {
+        trt.Runtime: ["deserialize_cuda_engine"],
+        trt.ICudaEngine: ["create_execution_context", "get_tensor_profile_shape", "get_tensor_shape"],
+        trt.IExecutionContext: ["set_input_shape", "set_tensor_address", "execute_async_v3"],
+        trt.Builder: [
+            "create_network",
+            "create_builder_config",
+            "create_optimization_profile",
+            "build_serialized_network",
+        ],
+        trt.IBuilderConfig: ["set_memory_pool_limit", "add_optimization_profile"],
+        trt.OnnxParser: ["parse", "num_errors", "get_error"],
+        trt.INetworkDefinition: ["num_layers", "get_layer"],
+    }
+    missing = [
+        f"{kind.__name__}.{name}" for kind, wanted in names.items() for name in wanted if not hasattr(kind, name)
+    ]
+    assert not missing
