@@ -118,7 +118,7 @@ def markdown(table: dict[str, Any]) -> str:
     where, cohort = table["conditions"], table["cohort"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     head = ("FLOPs budget", "method", "accuracy % (95 %)", "difference, points (95 %, paired)", "KL (SE)", "FLOPs",
-            "parameters", "measured speed-up", "compress s")  # fmt: skip
+            "parameters", "measured speed-up")  # fmt: skip
     lines = [
         f"AlexNet, {cohort['images']} test pictures left after exact duplicates were removed; dense accuracy "
         f"{interval(table['dense']['accuracy'], 'value')} %. No fine-tuning; 512 calibration images from the training "
@@ -144,7 +144,6 @@ def line(item: dict[str, Any]) -> str:
         f"1/{item['flops_ratio']:.2f}",
         f"1/{item['params_ratio']:.1f}",
         f"{item['speedup']:.2f}x",
-        f"{item['compress_s']:.0f}",
     )
     return f"| {' | '.join(cells)} |"
 
