@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import secrets
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -21,13 +22,14 @@ from hscc_edge.runtime import open_runtime
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.delivery import Delivery
 from hscc_edge.serve.intake import Intake
-from hscc_edge.serve.journal import PENDING, RECEIVED, Journal
+from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.worker import Worker
 
 LOG = logging.getLogger(__name__)
 TICK_S = 0.1
 HEARTBEAT_S = 5.0
+DRAIN_S = 8.0
 
 
 class Daemon:
@@ -64,8 +66,8 @@ class Daemon:
         self._write_status(port)
         LOG.info("event=started port=%d swept=%d model=%s", port, swept, self.bundle.digest[:12])
         threads = [
-            threading.Thread(target=self._loop, args=(self._worker.step, "worker"), name="worker"),
-            threading.Thread(target=self._loop, args=(self._send, "delivery"), name="delivery"),
+            threading.Thread(target=self._loop, args=(self._worker.step, "worker"), name="worker", daemon=True),
+            threading.Thread(target=self._loop, args=(self._delivery.step, "delivery"), name="delivery", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -74,14 +76,16 @@ class Daemon:
         finally:
             self._stop.set()
             self._intake.stop()
-            for thread in threads:
-                thread.join()
+            self._join(threads)
             self.journal.close()
             os.close(self._lock)
             LOG.info("event=stopped")
 
-    def _send(self) -> int:
-        return self._delivery.step(self._stop.is_set)
+    def _join(self, threads: Sequence[threading.Thread]) -> None:
+        """Let the work in hand end; what takes longer is left as a kill would leave it, which loses nothing."""
+        deadline = time.monotonic() + DRAIN_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _wait(self, port: int, until_idle_s: float | None) -> None:
         quiet_since = beat = time.monotonic()
@@ -89,24 +93,29 @@ class Daemon:
             now = time.monotonic()
             if now - beat >= HEARTBEAT_S:
                 beat = now
-                self._write_status(port)
-            if self._busy():
+                self._beat(port)
+            if until_idle_s is None:
+                continue
+            if self.journal.busy():
                 quiet_since = now
-            elif until_idle_s is not None and now - quiet_since >= until_idle_s:
+            elif now - quiet_since >= until_idle_s:
                 return
 
-    def _busy(self) -> bool:
-        counts = self.journal.counts()
-        return bool(counts["instances"].get(RECEIVED) or counts["reports"].get(PENDING))
-
-    def _loop(self, step: Callable[[], int], name: str) -> None:
+    def _loop(self, step: Callable[[Callable[[], bool]], int], name: str) -> None:
         while not self._stop.is_set():
             try:
-                step()
-            except (OSError, StorageError) as error:
+                step(self._stop.is_set)
+            except Exception as error:  # a thread that ends would leave a daemon that takes studies and reports none
                 LOG.error("event=%s_failed reason=%s", name, type(error).__name__)
                 self._stop.wait(1.0)
             self._stop.wait(TICK_S)
+
+    def _beat(self, port: int) -> None:
+        """A full disk stops the heartbeat, never the daemon."""
+        try:
+            self._write_status(port)
+        except (StorageError, sqlite3.Error) as error:
+            LOG.error("event=heartbeat_failed reason=%s", type(error).__name__)
 
     def _write_status(self, port: int) -> None:
         durable.write_json(
@@ -152,7 +161,13 @@ def _key(path: Path) -> bytes:
 
 @contextmanager
 def logging_to(stream: TextIO) -> Iterator[None]:
-    """Send the daemon's own log lines to a stream; pynetdicom's, which name peers and UIDs, stay silent."""
+    """Send the daemon's own log lines to a stream, for a process that does nothing else.
+
+    What other packages log, warn of or raise in threads may name a patient or a UID: of it only the kind is told.
+    """
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    threading.excepthook = _on_thread_error
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("hscc_edge")
@@ -162,3 +177,9 @@ def logging_to(stream: TextIO) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        threading.excepthook = threading.__excepthook__
+        logging.captureWarnings(False)
+
+
+def _on_thread_error(arguments: threading.ExceptHookArgs) -> None:
+    LOG.error("event=thread_failed reason=%s", arguments.exc_type.__name__)

@@ -18,13 +18,12 @@ with extra("device"):
     from pynetdicom import AE
 
 LOG = logging.getLogger(__name__)
-WAIT_S = 30.0
 
 
 def store(datasets: Sequence[pydicom.Dataset], destination: Destination, calling: str) -> list[int]:
     """Send data sets over one association; their status codes, 0x0000 for stored, -1 for no answer."""
-    entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_S
+    entity, wait_s = AE(ae_title=calling), destination.timeout_s
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = wait_s
     for pair in {(item.SOPClassUID, item.file_meta.TransferSyntaxUID) for item in datasets}:
         entity.add_requested_context(*pair)
     association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
@@ -52,14 +51,12 @@ class Delivery:
 
     def step(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Try every report that is due; returns how many were delivered."""
-        done = 0
-        for report in self._journal.due_reports():
-            if stopping():
-                break
-            dataset = pydicom.dcmread(BytesIO(report.content))
-            status = store([dataset], self._destination, self._calling)[0]
-            done += self._note(report, status)
-        return done
+        reports = self._journal.due_reports()
+        if not reports or stopping():
+            return 0
+        datasets = [pydicom.dcmread(BytesIO(report.content)) for report in reports]
+        statuses = store(datasets, self._destination, self._calling)
+        return sum([self._note(report, status) for report, status in zip(reports, statuses, strict=True)])
 
     def _note(self, report: Report, status: int) -> bool:
         who, tries = pseudonym(report.sop, self._key), report.attempts + 1

@@ -6,17 +6,16 @@ Status codes: PS3.4 table B.2-1. No pixel is decoded here.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import sqlite3
-import warnings
-from io import BytesIO
+import time
+from collections.abc import Mapping
 from typing import Any
 
-import pydicom
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
@@ -31,10 +30,10 @@ from pydicom.uid import (
     RLELossless,
 )  # fmt: skip
 
-from hscc_edge.data.dicom import FAULTS
 from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.errors import StorageError, extra
 from hscc_edge.serve.config import Config
+from hscc_edge.serve.content import identifiers, same_data_set
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.spool import Spool
 
@@ -43,13 +42,14 @@ with extra("device"):
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 LOG = logging.getLogger(__name__)
+DRAIN_S = 2.0
+# Deflated Explicit VR is not among them: pydicom inflates it without a limit, so that 1 MB can claim 1 GB
 SYNTAXES = [
-    ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
+    ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian,
     JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless,
     JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2K, RLELossless,
 ]  # fmt: skip
 SUCCESS, NO_RESOURCES, CLASS_MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
-IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 
 
 class Intake:
@@ -58,6 +58,7 @@ class Intake:
     def __init__(self, config: Config, journal: Journal, spool: Spool, key: bytes) -> None:
         self._config, self._journal, self._spool, self._key = config, journal, spool, key
         self._server: Any = None
+        self._networks = [ipaddress.ip_network(address) for address in config.dicom.allowed_addresses]
 
     def start(self) -> int:
         """Listen; returns the port.
@@ -68,16 +69,16 @@ class Intake:
         listener = self._config.dicom
         entity = AE(ae_title=listener.ae_title)
         entity.maximum_associations = listener.max_associations
+        entity.maximum_pdu_size = listener.max_pdu
         entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = listener.idle_s
         entity.require_calling_aet = list(listener.allowed_ae)
         entity.require_called_aet = True
         entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), SYNTAXES)
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_REQUESTED, self._on_requested)]
         try:
-            self._server = entity.start_server(
-                (listener.host, listener.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._on_store)]
-            )
+            self._server = entity.start_server((listener.host, listener.port), block=False, evt_handlers=handlers)
         except OSError as error:
             raise StorageError(
                 f"port {listener.port} on {listener.host} cannot be opened ({error.strerror}): stop what uses it, or "
@@ -86,9 +87,22 @@ class Intake:
         return int(self._server.server_address[1])
 
     def stop(self) -> None:
-        """Close the port and the associations."""
-        if self._server is not None:
-            self._server.shutdown()
+        """Close the port, let associations end for a moment, abort the others; these send again what has no answer."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        deadline = time.monotonic() + DRAIN_S
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for association in self._server.active_associations:
+            association.abort()
+
+    def _on_requested(self, event: Any) -> None:
+        address = ipaddress.ip_address(event.assoc.requestor.address)
+        if self._networks and not any(address in network for network in self._networks):
+            LOG.warning("event=association_rejected reason=address")
+            event.assoc.acse.send_reject(0x01, 0x01, 0x01)
+            event.assoc.kill()
 
     def _on_store(self, event: Any) -> int:
         try:
@@ -117,28 +131,31 @@ class Intake:
         self._keep(found, content, hashlib.sha256(request.DataSet.getbuffer()).hexdigest())
         return SUCCESS
 
-    def _keep(self, found: dict[str, str], content: bytes, digest: str) -> None:
+    def _keep(self, found: Mapping[str, str], content: bytes, digest: str) -> None:
+        sop = found["SOPInstanceUID"]
+        who = pseudonym(sop, self._key)
+        if self._is_known(sop, digest, content):
+            LOG.info("event=known instance=%s bytes=%d", who, len(content))
+            return
         name = self._spool.keep(content)
         try:
-            fresh = self._journal.receive(
-                found["SOPInstanceUID"], digest, found["SeriesInstanceUID"], found["StudyInstanceUID"], name
-            )
+            kept = self._journal.receive(sop, digest, found["SeriesInstanceUID"], found["StudyInstanceUID"], name)
+            if kept != name and not self._spool.holds(kept, digest):
+                self._journal.restore(kept, name)
+                kept = name
         except BaseException:
             self._spool.drop(name)
             raise
-        if not fresh:
+        if kept != name:
             self._spool.drop(name)
-        who = pseudonym(found["SOPInstanceUID"], self._key)
-        LOG.info("event=%s instance=%s bytes=%d", "kept" if fresh else "known", who, len(content))
+        LOG.info("event=kept instance=%s bytes=%d", who, len(content))
 
-
-def identifiers(content: bytes) -> dict[str, str] | None:
-    """The UIDs that an object cannot be kept without, None if it cannot be parsed or lacks one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(BytesIO(content), specific_tags=list(IDENTIFIERS), stop_before_pixels=True)
-            found = {keyword: str(dataset.get(keyword) or "") for keyword in IDENTIFIERS}
-        except FAULTS:
-            return None
-    return found if all(found.values()) else None
+    def _is_known(self, sop: str, digest: str, content: bytes) -> bool:
+        """Whether this object is kept already, be it in another transfer syntax."""
+        versions = self._journal.versions(sop)
+        if digest in versions:
+            return self._spool.holds(versions[digest], digest)
+        return any(
+            self._spool.holds(file, other) and same_data_set(self._spool.path(file).read_bytes(), content)
+            for other, file in versions.items()
+        )

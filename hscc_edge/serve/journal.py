@@ -18,17 +18,20 @@ from hscc_edge.errors import StorageError
 RECEIVED, REPORTED, NO_RESULT, CONFLICT = "received", "reported", "no-result", "conflict"
 TERMINAL = (REPORTED, NO_RESULT, CONFLICT)
 PENDING, DELIVERED, DEAD = "pending", "delivered", "dead"
+DAMAGED = "spool file damaged"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS instances (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL, digest TEXT NOT NULL, series TEXT NOT NULL, study TEXT NOT NULL,
     file TEXT NOT NULL UNIQUE, state TEXT NOT NULL, reason TEXT, received REAL NOT NULL, UNIQUE (sop, digest));
 CREATE INDEX IF NOT EXISTS instances_study ON instances (study, state);
+CREATE INDEX IF NOT EXISTS instances_state ON instances (state, study, received);
 CREATE TABLE IF NOT EXISTS reports (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL, model TEXT NOT NULL, content BLOB NOT NULL,
     predecessor TEXT, current INTEGER NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     next_try REAL NOT NULL DEFAULT 0, created REAL NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS one_current_report ON reports (study) WHERE current = 1;
+CREATE INDEX IF NOT EXISTS reports_state ON reports (state, next_try);
 """
 
 
@@ -85,28 +88,47 @@ class Journal:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def receive(self, sop: str, digest: str, series: str, study: str, file: str) -> bool:
-        """Record an instance before it is acknowledged; False if the same one is recorded already.
+    def receive(self, sop: str, digest: str, series: str, study: str, file: str) -> str:
+        """Record an instance before it is acknowledged; returns the file that its row stands for.
 
-        The same UID with other content is recorded in the terminal state CONFLICT.
+        That is another file than `file` if the same instance is recorded already. The same UID with other content is
+        recorded in the terminal state CONFLICT.
         """
         with self._transaction() as db:
-            known = [row[0] for row in db.execute("SELECT digest FROM instances WHERE sop = ?", (sop,))]
+            known = dict(db.execute("SELECT digest, file FROM instances WHERE sop = ?", (sop,)).fetchall())
             if digest in known:
-                return False
+                return str(known[digest])
             state, reason = (CONFLICT, "same UID, other content") if known else (RECEIVED, None)
             db.execute(
                 "INSERT INTO instances (sop, digest, series, study, file, state, reason, received) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (sop, digest, series, study, file, state, reason, time.time()),
             )
-            return True
+            return file
+
+    def versions(self, sop: str) -> dict[str, str]:
+        """Digest -> file of everything that came under one SOP Instance UID."""
+        with self._lock:
+            return dict(self._db.execute("SELECT digest, file FROM instances WHERE sop = ?", (sop,)).fetchall())
+
+    def restore(self, old: str, new: str) -> None:
+        """A re-sent instance takes the place of its damaged file; if that was why it had no result, it is due again."""
+        with self._transaction() as db:
+            db.execute("UPDATE instances SET state = ? WHERE file = ? AND reason = ?", (RECEIVED, old, DAMAGED))
+            db.execute("UPDATE instances SET reason = NULL WHERE file = ? AND state = ?", (old, RECEIVED))
+            db.execute("UPDATE instances SET file = ?, received = ? WHERE file = ?", (new, time.time(), old))
+
+    def waiting(self) -> Iterator[tuple[int, str, str]]:
+        """(id, file, digest) of every instance that is still to be worked on."""
+        with self._lock:
+            rows = self._db.execute("SELECT id, file, digest FROM instances WHERE state = ?", (RECEIVED,)).fetchall()
+        yield from rows
 
     def complete_studies(self, quiet_s: float) -> list[str]:
-        """Studies with instances to work on, of which nothing came for `quiet_s`."""
+        """Studies with instances to work on, of which nothing new came for `quiet_s`."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT study FROM instances GROUP BY study HAVING SUM(state = ?) > 0 AND MAX(received) <= ?",
+                "SELECT study FROM instances WHERE state = ? GROUP BY study HAVING MAX(received) <= ?",
                 (RECEIVED, time.time() - quiet_s),
             )
             return [row[0] for row in rows]
@@ -148,13 +170,17 @@ class Journal:
             db.execute("UPDATE reports SET current = 0 WHERE study = ?", (study,))
             db.execute(
                 "INSERT INTO reports (sop, study, model, content, predecessor, current, state, created) "
-                "VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
+                "VALUES (?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (sop) DO UPDATE SET current = 1",
                 (sop, study, model, content, old[0] if old else None, PENDING, time.time()),
             )
 
     def due_reports(self) -> list[Report]:
-        """Reports to be sent now, oldest first."""
-        return self._reports("state = ? AND next_try <= ? ORDER BY id LIMIT 32", (PENDING, time.time()))
+        """Reports to be sent now, oldest first; none while an earlier one of its study still waits."""
+        earlier = "SELECT 1 FROM reports AS other WHERE other.study = reports.study AND other.id < reports.id"
+        return self._reports(
+            f"state = ? AND next_try <= ? AND NOT EXISTS ({earlier} AND other.state = ?) ORDER BY id LIMIT 16",
+            (PENDING, time.time(), PENDING),
+        )
 
     def _reports(self, condition: str, values: tuple[object, ...]) -> list[Report]:
         with self._lock:
@@ -181,6 +207,16 @@ class Journal:
                 "UPDATE reports SET state = ?, next_try = ?, attempts = attempts + 1 WHERE id = ?",
                 (state, next_try, report.id),
             )
+
+    def busy(self) -> bool:
+        """Whether anything is still to be worked on or sent."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM instances WHERE state = ?) "
+                "OR EXISTS (SELECT 1 FROM reports WHERE state = ?)",
+                (RECEIVED, PENDING),
+            ).fetchone()
+        return bool(found[0])
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Instances and reports by state; no identifier is in it."""

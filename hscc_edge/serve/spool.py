@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from hscc_edge import durable
+from hscc_edge.serve.content import digest_of
 
 DRAFT = ".part"
 
@@ -39,6 +40,13 @@ class Spool:
     def path(self, name: str) -> Path:
         """Where a kept file is."""
         return self.root / name
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Whether a kept file is there, with the data set of that digest."""
+        try:
+            return digest_of(self.path(name).read_bytes()) == digest
+        except OSError:
+            return False
 
     def drop(self, name: str) -> None:
         """Forget a file that no journal row stands for."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import pydicom
@@ -15,16 +16,18 @@ from hscc_edge.bundle import Bundle
 from hscc_edge.data.dicom import Headers, read_headers, read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.pseudonym import pseudonym
-from hscc_edge.errors import DicomError
+from hscc_edge.errors import DicomError, StorageError
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import parse_head
 from hscc_edge.runtime import Runtime, infer_each
 from hscc_edge.serve.config import Config
-from hscc_edge.serve.journal import NO_RESULT, REPORTED, Journal, Row
+from hscc_edge.serve.journal import DAMAGED, NO_RESULT, RECEIVED, REPORTED, Journal, Row
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.sr import build_report, report_uid
 
 LOG = logging.getLogger(__name__)
+PAUSE_S = 5.0
+ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,46 @@ class Worker:
         self._journal, self._spool, self._key = journal, spool, key
         self._preprocess = parse_preprocess(bundle.spec.preprocess)
         self._rule, self._head = parse_rule(bundle.spec.decision), parse_head(bundle.spec.head)
+        self._not_before: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
 
-    def step(self) -> int:
-        """Work on every study that is complete now; returns how many there were."""
-        studies = self._journal.complete_studies(self._config.quiet_s)
-        for study in studies:
+    def step(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Work on every study that is complete now; returns how many were finished.
+
+        What fails for want of disk is tried again later; what fails otherwise is tried once more, and then ends
+        without a result, so that one study never holds up the others.
+        """
+        now, done = time.monotonic(), 0
+        for study in self._journal.complete_studies(self._config.quiet_s):
+            if stopping():
+                break
+            if self._not_before.get(study, 0.0) <= now:
+                done += self._attempt(study)
+        return done
+
+    def _attempt(self, study: str) -> bool:
+        try:
             self._process(study)
-        return len(studies)
+        except (OSError, sqlite3.Error, StorageError) as error:
+            self._not_before[study] = time.monotonic() + PAUSE_S
+            LOG.error("event=study_postponed study=%s reason=%s", self._who(study), type(error).__name__)
+            return False
+        except Exception as error:  # whatever a codec, a runtime or the report's library throws at hostile input
+            LOG.error("event=study_failed study=%s reason=%s", self._who(study), type(error).__name__)
+            self._failures[study] = self._failures.get(study, 0) + 1
+            if self._failures[study] < ATTEMPTS:
+                return False
+            self._give_up(study, type(error).__name__)
+        self._not_before.pop(study, None)
+        self._failures.pop(study, None)
+        return True
+
+    def _give_up(self, study: str, reason: str) -> None:
+        rows = [row for row in self._journal.instances(study) if row.state == RECEIVED]
+        self._journal.finish([(row.id, NO_RESULT, f"failed: {reason}") for row in rows], None)
+
+    def _who(self, study: str) -> str:
+        return pseudonym(study, self._key)
 
     def _process(self, study: str) -> None:
         rows = self._journal.instances(study)
@@ -65,12 +101,15 @@ class Worker:
         ]
         report = self._report(study, [case for case in cases if case[0].label])
         self._journal.finish(outcomes, report)
-        who = pseudonym(study, self._key)
-        LOG.info("event=study_done study=%s images=%d reported=%d", who, len(rows), len(decided))
+        LOG.info("event=study_done study=%s images=%d reported=%d", self._who(study), len(rows), len(decided))
 
     def _read(self, rows: Sequence[Row]) -> tuple[list[Usable], dict[int, str]]:
         usable, reasons = [], {}
         for row in rows:
+            if not self._spool.holds(row.file, row.digest):
+                reasons[row.id] = DAMAGED
+                LOG.error("event=spool_damaged instance=%s", self._who(row.sop))
+                continue
             try:
                 headers = read_headers(self._spool.path(row.file))
                 if headers.modality not in self._config.modalities:
@@ -109,4 +148,4 @@ class Worker:
         return str(uid), study, self._bundle.digest, content
 
     def _headers(self, row: Row) -> pydicom.Dataset:
-        return pydicom.dcmread(BytesIO(self._spool.path(row.file).read_bytes()), stop_before_pixels=True)
+        return pydicom.dcmread(self._spool.path(row.file), stop_before_pixels=True)

@@ -103,8 +103,8 @@ def test_same_uid_with_other_content_is_kept_apart(tmp_path, study, dense, archi
         storescu(own, study)
         assert store([other], to(own), "TEST") == [0]
         assert wait_for(lambda: station.states() == {"reported": len(study), "conflict": 1})
+        assert wait_for(lambda: len(reports_in(directory)) == 1)
     assert len(list((tmp_path / "state" / "spool").iterdir())) == len(study) + 1
-    assert len(reports_in(directory)) == 1
 
 
 def test_a_full_disk_is_refused_with_a700_and_nothing_is_kept(tmp_path, study, dense, archive):
@@ -146,8 +146,12 @@ def send_raw(association, dataset: pydicom.Dataset, sop_class: str) -> int:
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, dataset.SOPInstanceUID
     request.DataSet = BytesIO(encode(dataset, False, True))
     context = next(c for c in association.accepted_contexts if c.abstract_syntax == sop_class)
+    association._reactor_checkpoint.clear()  # as association.send_c_store does, which sets the class by itself
+    while not association._is_paused:
+        time.sleep(0.01)
     association.dimse.send_msg(request, context.context_id)
     _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
     return int(answer.Status)
 
 
