@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 Map = NDArray[np.float64]
 CLASSES = ("none", "ring", "blob", "speckle")
-LESION_CONTRAST = (0.2, 0.45)
-LESION_RADIUS = (0.11, 0.2)
+LESION_CONTRAST = (0.23, 0.48)
+LESION_RADIUS = (0.12, 0.21)
 NOISE = (0.025, 0.06)
 BIAS = 0.25
 

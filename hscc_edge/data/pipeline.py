@@ -20,13 +20,17 @@ with extra("workstation"):
     from monai.transforms.compose import Compose
     from monai.transforms.intensity.dictionary import RandAdjustContrastd, RandGaussianNoised
     from monai.transforms.spatial.dictionary import RandAffined, RandFlipd
+    from monai.transforms.transform import Transform
     from torch.utils.data import DataLoader
 
 CACHE_BYTES = 2 << 30
 
 
-class Read:
-    """MONAI dict transform: the file at "image" -> its pixels after the steps before the channels are repeated."""
+class Read(Transform):
+    """MONAI dict transform: the file at "image" -> its pixels after the steps before the channels are repeated.
+
+    It is a `Transform`, since MONAI caches the results of no other callable.
+    """
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
@@ -36,7 +40,7 @@ class Read:
         return {**item, "image": torch.from_numpy(self.preprocess.begin(read_image(item["image"])))}
 
 
-class Finish:
+class Finish(Transform):
     """MONAI dict transform: the remaining steps of the preprocessing."""
 
     def __init__(self, preprocess: Preprocess) -> None:

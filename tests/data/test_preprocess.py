@@ -106,3 +106,16 @@ def test_the_same_seed_gives_the_same_batches(phantom):
 
     assert np.array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
+
+
+def test_the_cache_reads_each_file_once(phantom, monkeypatch):
+    """MONAI caches only what it takes for a deterministic transform: count the reads."""
+    from hscc_edge.data import pipeline
+
+    read, count = pipeline.read_image, []
+    monkeypatch.setattr(pipeline, "read_image", lambda path: count.append(path) or read(path))
+    part = phantom.select("val")
+    batches = loader(part, parse_preprocess(STEPS), batch_size=4, shuffle=True, seed=0, augment=True, cache=True)
+    for _ in range(3):
+        assert sum(len(batch["image"]) for batch in batches) == len(part.instances)
+    assert len(count) == len(part.instances)
