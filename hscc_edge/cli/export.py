@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +26,7 @@ def export(
     images: Annotated[int, typer.Option(help="Images to compare on.")] = 64,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write ONNX graphs into the bundle, each compared with the torch network on real images.
+    """Write ONNX graphs into the bundle, each compared with the torch network on real images; FP32 always among them.
 
     Example: hscc-edge export small --cohort cohort --precision fp32,fp16
     """
@@ -35,24 +34,25 @@ def export(
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.runtime import check_precision
 
-    output, wanted = Output(as_json), precision.split(",")
+    output, wanted = Output(as_json), list(dict.fromkeys(name.strip() for name in precision.split(",")))
     for name in wanted:
         check_precision(name)
+    wanted = ["fp32", *(name for name in wanted if name != "fp32")]
     if images < 1:
         raise InputError(f"--images is {images}: expected 1 or more")
     found = read_bundle(bundle)
     with output.progress("export", 1 + len(wanted)) as advance:
         files, report = _graphs(found, read_cohort(cohort).select("test"), wanted, images, advance)
-    files["reports/export.json"] = (json.dumps(report, indent=2) + "\n").encode()
+    files["reports/export.json"] = (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
     written = add_files(found, files)
     rows = [
         (name, f"{entry['bytes']:,}", f"{entry['top1_agreement']:.4f}", f"{entry['largest_logit_difference']:.2e}",
-         "emulated" if entry["emulated"] else "ONNX Runtime CPU")
+         entry["overflowed"], "emulated" if entry["emulated"] else "ONNX Runtime CPU")
         for name, entry in report.items()
     ]  # fmt: skip
     output.table(
         f"{bundle} against torch on {next(iter(report.values()))['images']} images",
-        ("precision", "bytes", "top-1 agreement", "largest logit difference", "measured by"),
+        ("precision", "bytes", "top-1 agreement", "largest logit difference", "overflowed", "measured by"),
         rows,
     )
     output.result({"bundle": str(bundle), "digest": written.digest, "precision": report})
@@ -90,8 +90,10 @@ def _graphs(
 def _images(bundle: Bundle, cohort: Any, count: int) -> Iterator[NDArray[np.float32]]:
     from hscc_edge.data.cohort import stream
     from hscc_edge.data.preprocess import parse_preprocess
+    from hscc_edge.data.subset import choose
 
-    return (image for _, image in islice(stream(cohort, parse_preprocess(bundle.spec.preprocess)), count))
+    chosen = choose(cohort, min(count, len(cohort.instances)), seed=0)
+    return (image for _, image in stream(chosen, parse_preprocess(bundle.spec.preprocess)))
 
 
 def build(

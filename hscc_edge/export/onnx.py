@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,10 @@ class Parity:
     """How far two runtimes are apart on real images.
 
     Attributes:
-        top1_agreement: share of images with the same most probable class.
-        largest_logit_difference: largest absolute difference of any logit.
+        top1_agreement: share of images with the same most probable class; an overflowed image never agrees.
+        largest_logit_difference: largest absolute difference of any logit, over images that did not overflow.
         largest_logit: largest absolute logit of the reference, the scale of that difference.
+        overflowed: images to which the other runtime gave an infinite or undefined logit.
     """
 
     images: int
@@ -41,6 +41,7 @@ class Parity:
     largest_logit_difference: float
     largest_logit: float
     emulated: bool = False
+    overflowed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
@@ -58,12 +59,8 @@ def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     """
     example = torch.zeros(2, *shape)
     batch = torch.export.Dim("batch", min=1, max=1024)
-    noise = logging.getLogger("torch.onnx")
-    level = noise.level
-    noise.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _quiet_exporter():
             program = torch.onnx.export(
                 network.eval(), (example,), input_names=["image"], output_names=["logits"], opset_version=OPSET,
                 dynamo=True, dynamic_shapes=({0: batch},), external_data=False, verbose=False,
@@ -71,11 +68,24 @@ def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(f"torch cannot export the network ({first}): compress or export another one") from error
-    finally:
-        noise.setLevel(level)
     if program is None:
         raise ExportError("torch gave no ONNX program: export another network")
     return _clean(program.model_proto)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what torch's exporter says to torch's developers; warnings about the network itself stay."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _clean(model: onnx.ModelProto) -> bytes:
@@ -123,29 +133,37 @@ def parity(reference: Runtime, other: Runtime, images: Iterable[NDArray[np.float
     """Compare two runtimes on images (C, H, W), one at a time.
 
     Raises:
-        ExportError: if there is no image.
+        ExportError: if there is no image, or the reference gives a logit that is not finite.
     """
-    agreed, count, difference, scale = 0, 0, 0.0, 0.0
+    agreed, count, overflowed, difference, scale = 0, 0, 0, 0.0, 0.0
     for image in images:
         first, second = reference.infer(image[None]), other.infer(image[None])
         count += 1
+        if not np.isfinite(first).all():
+            raise ExportError(
+                f"{reference.name} gives image {count} a logit that is not finite: train the network anew"
+            )
+        scale = max(scale, float(np.abs(first).max()))
+        if not np.isfinite(second).all():
+            overflowed += 1
+            continue
         agreed += int(first.argmax() == second.argmax())
         difference = max(difference, float(np.abs(first - second).max()))
-        scale = max(scale, float(np.abs(first).max()))
     if count == 0:
         raise ExportError("there is no image to compare on: give a cohort with a test split")
-    return Parity(count, agreed / count, difference, scale, emulated)
+    return Parity(count, agreed / count, difference, scale, emulated, overflowed)
 
 
 def require_parity(found: Parity) -> None:
     """Refuse an FP32 graph that is not its network.
 
     Raises:
-        ExportError: if a top-1 class differs, or a logit by more than 1e-3 of the largest.
+        ExportError: if an image overflows, a top-1 class differs, or a logit by more than 1e-3 of the largest.
     """
     limit = LARGEST_RELATIVE_DIFFERENCE * max(found.largest_logit, 1.0)
-    if found.top1_agreement < 1.0 or not found.largest_logit_difference <= limit:
+    if found.overflowed or found.top1_agreement < 1.0 or not found.largest_logit_difference <= limit:
         raise ExportError(
             f"the FP32 graph is not its network: top-1 agreement {found.top1_agreement:.4f}, largest logit difference "
-            f"{found.largest_logit_difference:.3g}, expected 1 and at most {limit:.3g}; nothing was written"
+            f"{found.largest_logit_difference:.3g}, {found.overflowed} images overflowed, expected 1, at most "
+            f"{limit:.3g} and 0; nothing was written"
         )

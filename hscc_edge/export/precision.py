@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
+import numpy as np
 
 from hscc_edge.errors import ExportError, extra
 from hscc_edge.export.onnx import check_onnx
 
 with extra("workstation"):
     import onnx
-    from onnx import helper
+    from onnx import helper, numpy_helper
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-UNROUNDED = {"Shape", "Cast", "Constant", "ConstantOfShape", "Gather", "Range"}
+LARGEST, SMALLEST = 65504.0, 5.96e-8
 
 
 def to_fp16(content: bytes) -> bytes:
     """The same graph with FP16 weights and arithmetic, FP32 input and output (a Cast at each end).
 
     Raises:
-        ExportError: if the converter fails or no FP16 weight results.
+        ExportError: if a weight is beyond FP16's range (the converter would clip it), or no FP16 weight results.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = convert_float_to_float16(check_onnx(content), keep_io_types=True)
+    full = check_onnx(content)
+    _require_range(full)
+    model = convert_float_to_float16(full, min_positive_val=SMALLEST, keep_io_types=True)
     OnnxModel(model).topological_sort()
     del model.graph.value_info[:]
     if not half_weights(model):
@@ -32,6 +32,19 @@ def to_fp16(content: bytes) -> bytes:
     written: bytes = model.SerializeToString(deterministic=True)
     check_onnx(written)
     return written
+
+
+def _require_range(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        if largest > LARGEST:
+            raise ExportError(
+                f"the weight {tensor.name} reaches {largest:.3g}, and FP16 ends at {LARGEST:.0f}: export with "
+                "--precision fp32"
+            )
 
 
 def half_weights(model: onnx.ModelProto) -> int:
@@ -43,23 +56,24 @@ def emulated_fp16(content: bytes) -> bytes:
     """The FP32 graph with every weight and every node's output rounded to FP16: what FP16 arithmetic at best gives.
 
     ONNX Runtime's CPU provider computes FP16 nodes in FP32, which hides overflow; here an overflow becomes infinite.
-    Accumulation stays in FP32, as on tensor cores.
+    Accumulation stays in FP32, as on tensor cores. Integers (shapes, indices) are left alone.
     """
-    model = check_onnx(content)
+    model = onnx.shape_inference.infer_shapes(check_onnx(content), strict_mode=True, data_prop=True)
     graph = model.graph
+    real = {
+        item.name
+        for item in (*graph.value_info, *graph.output)
+        if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
     weights = [tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     inputs = [item.name for item in graph.input]
     renamed = {name: f"{name}/fp16" for name in (*weights, *inputs)}
     nodes = [node for name in renamed for node in _round(name, renamed[name])]
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-        if node.op_type in UNROUNDED:
-            nodes.append(node)
-            continue
-        exact = [f"{name}/exact" for name in node.output]
-        pairs = list(zip(exact, node.output, strict=True))
-        node.output[:] = exact
-        nodes += [node, *(step for source, target in pairs for step in _round(source, target))]
+        rounded = [name for name in node.output if name in real]
+        node.output[:] = [f"{name}/exact" if name in rounded else name for name in node.output]
+        nodes += [node, *(step for name in rounded for step in _round(f"{name}/exact", name))]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return bytes(model.SerializeToString(deterministic=True))

@@ -1,5 +1,9 @@
 """Graphs equal to their networks, FP16 that is FP16, engines from a real builder, and one contract for runtimes."""
 
+import json
+import logging
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +23,7 @@ from hscc_edge.runtime import RUNTIMES, infer_each, open_runtime
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.runtime.trt import find_engine, load_tensorrt
 
+ROOT = Path(__file__).resolve().parents[2]
 BOXES = (Box(0, 4, 0, 5), Box(0, 4, 5, 9), Box(4, 9, 0, 9))
 
 
@@ -48,7 +53,7 @@ def test_region_layers_export_as_they_compute(network, tmp_path):
             expected = network(torch.from_numpy(images)).numpy()
         assert np.allclose(run(content, images, tmp_path), expected, atol=1e-5)
     assert content == export_onnx(network, (1, 17, 18))
-    assert b"/site-packages" not in content and b"hscc_edge/" not in content
+    assert not [mark for mark in (b"/site-packages", b"hscc_edge/", str(ROOT).encode(), b".py") if mark in content]
     kinds = {node.op_type for node in onnx.load_model_from_string(content).graph.node}
     assert kinds <= {
         "Conv",
@@ -85,6 +90,68 @@ def test_emulation_shows_an_overflow_that_the_cpu_hides(tmp_path):
     full, images = export_onnx(big, (1, 2, 2)), np.ones((1, 1, 2, 2), np.float32)
     assert np.isfinite(run(full, images, tmp_path)).all()
     assert not np.isfinite(run(emulated_fp16(full), images, tmp_path)).any()
+
+
+class Tokens(nn.Module):
+    """Attention over pixels: shapes are computed inside the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return self.head((torch.softmax(x @ x.transpose(1, 2), -1) @ x)[:, 0])
+
+
+def test_emulation_leaves_integers_alone(tmp_path):
+    torch.manual_seed(0)
+    full = export_onnx(Tokens().eval(), (1, 8, 8))
+    assert "Shape" in {node.op_type for node in check_onnx(full).graph.node}
+    images = np.random.default_rng(2).normal(size=(2, 1, 8, 8)).astype(np.float32)
+    assert np.allclose(run(full, images, tmp_path), run(emulated_fp16(full), images, tmp_path), atol=1e-2)
+
+
+def test_a_weight_beyond_fp16_is_refused_not_clipped():
+    big = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        big[1].weight[0, 0] = 1e5
+    with pytest.raises(ExportError, match=r"reaches 1e\+05, and FP16 ends at 65504"):
+        to_fp16(export_onnx(big, (1, 2, 2)))
+
+
+def test_the_exporter_is_silent(network, capfd, caplog):
+    export_onnx(network, (1, 17, 18))
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Says:
+    """A runtime that gives one fixed answer an image."""
+
+    name = "fixed"
+
+    def __init__(self, *answers: list[float]) -> None:
+        self.answers = iter(answers)
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        return np.array([next(self.answers)], np.float32)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_never_passes(wrong):
+    images = [np.zeros((1, 2, 2), np.float32)] * 2
+    found = parity(Says([2.0, 1.0], [2.0, 1.0]), Says([2.0, 1.0], [2.0, wrong]), images)
+    assert (found.overflowed, found.top1_agreement) == (1, 0.5)
+    json.dumps(found.to_json(), allow_nan=False)
+    with pytest.raises(ExportError, match="1 images overflowed"):
+        require_parity(found)
+    with pytest.raises(ExportError, match="fixed gives image 1 a logit that is not finite"):
+        parity(Says([wrong, 1.0]), Says([wrong, 1.0]), images[:1])
 
 
 def test_parity_gate():
