@@ -1,22 +1,24 @@
 # setup: .venv with everything; demo: the whole path; test: lint, types, tests; bench: the real-data table
 PYTHON ?= python3
+# The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
 
-.PHONY: setup demo test lint bench clean system
+.PHONY: setup system demo lint test bench clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	PYTHON="$(PYTHON)" bash tools/system_packages.sh setup
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[all]'
 	touch $@
 
 system:
-	bash tools/system_packages.sh
+	bash tools/system_packages.sh test
 
 demo: setup
 	$(BIN)/hscc-edge demo --out demo --overwrite
@@ -30,7 +32,7 @@ test: setup system lint
 	$(BIN)/python -m pytest
 
 bench: setup
-	@test -n "$(DATA)" || { echo "error: give the pictures' directory: make bench DATA=DIR"; exit 2; }
+	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }
 	$(BIN)/python benchmarks/brain_mri.py --data "$(DATA)" --out "$(OUT)"
 
 clean:

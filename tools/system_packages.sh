@@ -1,22 +1,41 @@
 #!/usr/bin/env bash
-# Install the Debian packages that the tests talk to, if they are missing: dcmtk, dicom3tools, chromium.
+# Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
+# else name the one command to run and end with 2.
+#   tools/system_packages.sh setup    python3-venv
+#   tools/system_packages.sh test     dcmtk, dicom3tools, chromium
 set -euo pipefail
 
+python=${PYTHON:-python3}
 missing=()
-command -v storescu >/dev/null || missing+=(dcmtk)
-command -v dciodvfy >/dev/null || missing+=(dicom3tools)
-command -v chromium >/dev/null || missing+=(chromium)
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+case "${1:-}" in
+  setup) "$python" -c "import ensurepip, venv" 2>/dev/null || missing+=("$(basename "$python")-venv") ;;
+  test)
+    need dsrdump dcmtk # not storescu: pynetdicom installs one too
+    need dciodvfy dicom3tools
+    need chromium chromium
+    ;;
+  *)
+    echo "usage: $0 setup|test" >&2
+    exit 2
+    ;;
+esac
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 install="apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ${missing[*]}"
+run="sudo sh -c '$install'"
 if ! command -v apt-get >/dev/null; then
-  echo "error: the tests need ${missing[*]}, and this is no Debian or Ubuntu: install them and run make test again" >&2
+  echo "error: make $1 needs ${missing[*]}, and this is no Debian or Ubuntu: install them and run it again" >&2
   exit 2
 elif [ "$(id -u)" -eq 0 ]; then
-  sh -c "$install" >/dev/null
+  as_root=(sh -c)
 elif sudo -n true 2>/dev/null; then
-  sudo sh -c "$install" >/dev/null
+  as_root=(sudo sh -c)
 else
-  echo "error: the tests need ${missing[*]}; run: sudo sh -c '$install'" >&2
+  echo "error: make $1 needs ${missing[*]}; run: $run" >&2
   exit 2
 fi
+"${as_root[@]}" "$install" >/dev/null || {
+  echo "error: apt-get could not install ${missing[*]}; mend that and run: $run" >&2
+  exit 2
+}
