@@ -16,10 +16,13 @@ from typing import Any
 
 from hscc_edge import durable
 from hscc_edge.errors import EngineError
-from hscc_edge.runtime.trt import load_tensorrt
+from hscc_edge.export.inspection import Inspection, read_inspection
+from hscc_edge.runtime.trt import gpu_name, load_tensorrt
 
 WORKSPACE_MIB = 1024
 RTX_CAPABILITIES = ("SM86", "SM89", "SM120")
+INSPECTED = "engine inspected, not run"
+PARSED = "engine not inspected and not run: types checked on the parsed, strongly typed network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class EngineFacts:
     Attributes:
         inspected: True if the built engine's layers were read back, which needs a GPU; else the types of the parsed,
             strongly typed network were checked.
+        device: the GPU's name and compute capability, or without one the capabilities that were built for.
         executed: False always here; `validate` runs engines.
     """
 
@@ -36,6 +40,7 @@ class EngineFacts:
     version: str
     device: str
     precision: str
+    max_batch: int
     bytes: int
     half_layers: int
     layers: int
@@ -59,41 +64,75 @@ def build_engine(content: bytes, *, precision: str, shape: Sequence[int], max_ba
         EngineError: if TensorRT is missing, refuses the graph, or the graph has not the precision that was asked for.
         StorageError: if `cache` cannot be written.
     """
-    trt = load_tensorrt()
+    trt, gpu = load_tensorrt(), gpu_name()
     log = _logger(trt)
-    builder = trt.Builder(log)
+    builder = _builder(trt, log)
     network = builder.create_network(_network_flags(trt))
     half, layers = _parse(trt, network, log, content, precision)
-    config = _configure(trt, builder, shape, max_batch)
+    config = _configure(trt, builder, shape, max_batch, gpu)
+    device = gpu or _targets(config)
+    path = cache / f"{_key(content, trt, device, precision, max_batch)}.engine"
+    log_path = path.with_suffix(".log")
+    durable.write_text(log_path, "the build has begun\n")  # an unwritable cache shows now, not after minutes
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - started
+    durable.write_text(log_path, "\n".join(log.lines) + "\n")
     if plan is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} could not build the engine ({log.last}): see its log")
+        raise EngineError(f"{trt.__name__} {trt.__version__} could not build the engine ({log.last}): see {log_path}")
     engine = bytes(plan)
-    device = _device_name(config)
-    key = _key(content, trt, device, precision, max_batch)
-    path = cache / f"{key}.engine"
+    found = _inspect(trt, engine, log, precision) if gpu else None
     facts = EngineFacts(
         builder=trt.__name__,
         version=trt.__version__,
         device=device,
         precision=precision,
+        max_batch=max_batch,
         bytes=len(engine),
-        half_layers=half,
-        layers=layers,
-        inspected=False,
+        half_layers=found.half if found else half,
+        layers=found.layers if found else layers,
+        inspected=found is not None,
         executed=False,
         seconds=seconds,
         path=str(path),
         onnx_sha256=hashlib.sha256(content).hexdigest(),
         sha256=hashlib.sha256(engine).hexdigest(),
-        note="engine not inspected and not run: types checked on the parsed, strongly typed network",
+        note=INSPECTED if found else PARSED if gpu else f"{PARSED} (no GPU)",
     )
     durable.write_bytes(path, engine)
     durable.write_json(path.with_suffix(".json"), facts.to_json())
-    durable.write_text(path.with_suffix(".log"), "\n".join(log.lines) + "\n")
     return facts
+
+
+def _builder(trt: Any, log: Any) -> Any:
+    """A builder; `tensorrt` cannot make one without a GPU and says so by a TypeError, `tensorrt_rtx` can."""
+    try:
+        return trt.Builder(log)
+    except TypeError as error:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} cannot start its builder ({log.last}): it needs an NVIDIA GPU with its "
+            "driver; run hscc-edge build on the device"
+        ) from error
+
+
+def _inspect(trt: Any, plan: bytes, log: Any, precision: str) -> Inspection | None:
+    """What the engine's own inspector finds, None if it names no types. Needs a GPU: not run by this project's tests.
+
+    Raises:
+        EngineError: if FP16 was asked for, and no layer of the engine has an FP16 tensor.
+    """
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{trt.__name__} {trt.__version__} cannot open the engine that it built ({log.last})")
+    found = read_inspection(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    if not found.typed:
+        return None
+    if precision == "fp16" and not found.half:
+        raise EngineError(
+            f"fp16 was asked for, and none of the engine's {found.layers} layers is FP16: {trt.__name__} "
+            f"{trt.__version__} does not keep the precision of the graph; use fp32 on this device"
+        )
+    return found
 
 
 def _logger(trt: Any) -> Any:
@@ -138,28 +177,30 @@ def _parse(trt: Any, network: Any, log: Any, content: bytes, precision: str) -> 
     return half, len(layers)
 
 
-def _configure(trt: Any, builder: Any, shape: Sequence[int], max_batch: int) -> Any:
+def _configure(trt: Any, builder: Any, shape: Sequence[int], max_batch: int, gpu: str | None) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_MIB << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, *shape), (1, *shape), (max_batch, *shape))
     config.add_optimization_profile(profile)
     capabilities = getattr(trt, "ComputeCapability", None)
-    if capabilities is not None:
-        names = [name for name in RTX_CAPABILITIES if hasattr(capabilities, name)]
+    if capabilities is not None:  # TensorRT-RTX
+        names = ["CURRENT"] if gpu else [name for name in RTX_CAPABILITIES if hasattr(capabilities, name)]
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             config.set_compute_capability(getattr(capabilities, name), index)
     return config
 
 
-def _device_name(config: Any) -> str:
+def _targets(config: Any) -> str:
     count = getattr(config, "num_compute_capabilities", 0)
     if not count:
-        return "current"
+        return "unknown"
     return "+".join(config.get_compute_capability(index).name for index in range(count))
 
 
 def _key(content: bytes, trt: Any, device: str, precision: str, max_batch: int) -> str:
     parts = [hashlib.sha256(content).hexdigest(), trt.__name__, trt.__version__, device, precision, str(max_batch)]
+    parts += ["strongly typed", f"workspace {WORKSPACE_MIB} MiB"]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -225,26 +225,3 @@ def test_an_altered_or_absent_engine_is_not_opened(network, tmp_path):
         file.write(b"more")
     with pytest.raises(EngineError, match="was altered"):
         find_engine(content, trt, "fp32", tmp_path)
-
-
-def test_the_runtime_calls_only_what_tensorrt_has():
-    """No GPU here: at least every name that the adapter and the runtime use exists in a real TensorRT."""
-    trt = load_tensorrt()
-    names = {
-        trt.Runtime: ["deserialize_cuda_engine"],
-        trt.ICudaEngine: ["create_execution_context", "get_tensor_profile_shape", "get_tensor_shape"],
-        trt.IExecutionContext: ["set_input_shape", "set_tensor_address", "execute_async_v3"],
-        trt.Builder: [
-            "create_network",
-            "create_builder_config",
-            "create_optimization_profile",
-            "build_serialized_network",
-        ],
-        trt.IBuilderConfig: ["set_memory_pool_limit", "add_optimization_profile"],
-        trt.OnnxParser: ["parse", "num_errors", "get_error"],
-        trt.INetworkDefinition: ["num_layers", "get_layer"],
-    }
-    missing = [
-        f"{kind.__name__}.{name}" for kind, wanted in names.items() for name in wanted if not hasattr(kind, name)
-    ]
-    assert not missing
