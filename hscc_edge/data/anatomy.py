@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 Map = NDArray[np.float64]
 CLASSES = ("none", "ring", "blob", "speckle")
-LESION_CONTRAST = (0.23, 0.48)
+LESION_CONTRAST = (0.25, 0.5)
 LESION_RADIUS = (0.12, 0.21)
 NOISE = (0.025, 0.06)
 BIAS = 0.25

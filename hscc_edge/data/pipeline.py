@@ -111,8 +111,24 @@ class Batches:
     loader: DataLoader[dict[str, torch.Tensor]]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        with own_errors():
-            yield from self.loader
+        batches = iter(self.loader)
+        while True:
+            with one_thread(), own_errors():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: on a single small image several wait for each other (measured: 15 ms against 2 ms)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
