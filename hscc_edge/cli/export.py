@@ -108,6 +108,7 @@ def build(
     Example: hscc-edge build small --precision fp16
     """
     from hscc_edge.bundle import read_bundle
+    from hscc_edge.export.devices import detect, require_supported
     from hscc_edge.export.engine import build_engine
     from hscc_edge.runtime import PRECISIONS, check_precision
     from hscc_edge.runtime.trt import cache_directory
@@ -116,6 +117,7 @@ def build(
     check_precision(precision)
     if not 1 <= max_batch <= 1024:
         raise InputError(f"--max-batch is {max_batch}: expected 1 to 1024")
+    require_supported(detect())
     found = read_bundle(bundle)
     content = found.path(PRECISIONS[precision]).read_bytes()
     facts = build_engine(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.errors import EngineError, InputError, extra
+from hscc_edge.errors import EngineError, InputError, MissingExtraError, extra
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 
@@ -49,8 +49,9 @@ def cache_directory() -> Path:
 def gpu_name() -> str | None:
     """Name and compute capability of the first GPU, as "Orin SM87"; None without a GPU, driver or cuda-python."""
     try:
-        from cuda.bindings import runtime as cudart
-    except ImportError:
+        with extra("device"):
+            from cuda.bindings import runtime as cudart
+    except MissingExtraError:
         return None
     error, count = cudart.cudaGetDeviceCount()
     if int(error) != 0 or not count:

@@ -1,4 +1,4 @@
-"""The inspector's JSON in the shapes that TensorRT 10 and 11 document: written by hand, no GPU was there to record it."""
+"""The inspector's JSON in the shapes that TensorRT 10 and 11 document: written by hand, not recorded (no GPU)."""
 
 import json
 
