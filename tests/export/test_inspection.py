@@ -1,4 +1,4 @@
-"""The inspector's JSON in the shapes that TensorRT 10 and 11 document: written by hand, not recorded (no GPU)."""
+"""The inspector's JSON in the shapes that TensorRT 10 and 11 document: written by hand, since no GPU was there."""
 
 import json
 
