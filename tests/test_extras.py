@@ -23,6 +23,16 @@ INSTALL = re.compile(
     r"the package '[\w.]+' is not installed, and this step needs it: "
     r"run pip install 'hscc_edge\[(workstation|device)\]'"
 )
+IMPORT_EACH = """
+import importlib, sys
+from hscc_edge.errors import MissingExtraError
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        print(name, "ok")
+    except MissingExtraError as error:
+        print(name, "extra", error)
+"""
 VERBS = [
     (name, *inner)
     for name, command in get_command(app).commands.items()
@@ -30,13 +40,13 @@ VERBS = [
 ]
 
 
-def core_distributions() -> set[str]:
-    """What `pip install hscc-edge` alone would bring on this machine: the core requirements and what they require."""
+def distributions(extra: str = "") -> set[str]:
+    """What `pip install 'hscc-edge[extra]'` alone would bring on this machine."""
     wanted: set[str] = set()
     queue = [Requirement(line) for line in requires("hscc-edge") or ()]
     while queue:
         requirement = queue.pop()
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        applies = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", extra))
         if applies and requirement.name not in wanted:
             wanted.add(requirement.name)
             queue += [Requirement(line) for line in requires(requirement.name) or ()]
@@ -52,15 +62,20 @@ def link(name: str, site: Path) -> None:
             (site / top).symlink_to(source)
 
 
-@pytest.fixture(scope="session")
-def bare(tmp_path_factory) -> Path:
-    """A directory that is all a Python may see beside the standard library: the core packages and this one."""
-    site = tmp_path_factory.mktemp("bare") / "site"
+def site_of(root: Path, extra: str = "") -> Path:
+    """A directory that is all a Python may see beside the standard library: this package, its core and one extra."""
+    site = root / "site"
     site.mkdir()
-    for name in core_distributions():
+    for name in distributions(extra):
         link(name, site)
     (site / "hscc_edge").symlink_to(ROOT / "hscc_edge")
     return site
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory) -> Path:
+    """The core packages alone."""
+    return site_of(tmp_path_factory.mktemp("bare"))
 
 
 def run(bare: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -80,14 +95,7 @@ def test_the_extras_are_really_hidden(bare):
 
 
 def test_every_module_imports_or_names_its_extra(bare):
-    code = (
-        "import importlib, sys\n"
-        "from hscc_edge.errors import MissingExtraError\n"
-        "for name in sys.argv[1:]:\n"
-        "    try:\n        importlib.import_module(name); print(name, 'ok')\n"
-        "    except MissingExtraError as error:\n        print(name, 'extra', error)\n"
-    )
-    done = run(bare, "-c", code, *MODULES)
+    done = run(bare, "-c", IMPORT_EACH, *MODULES)
     assert done.returncode == 0, done.stderr
     found = {name: rest for name, rest in (line.split(" ", 1) for line in done.stdout.splitlines())}
     assert list(found) == MODULES
@@ -97,6 +105,18 @@ def test_every_module_imports_or_names_its_extra(bare):
     assert missing >= {"hscc_edge.model.train", "hscc_edge.compress.hscc", "hscc_edge.serve.intake"}
     for name in ("errors", "durable", "bundle", "data.dicom", "data.cohort", "model.decision", "serve.journal", "cli"):
         assert f"hscc_edge.{name}" not in missing, f"hscc_edge.{name} belongs to the core: {found[f'hscc_edge.{name}']}"
+
+
+def test_the_device_extra_is_enough_to_serve(tmp_path):
+    site = site_of(tmp_path, "device")
+    device = {name for name in MODULES if name.split(".")[1:2] in (["serve"], ["runtime"])} - {
+        "hscc_edge.runtime.eager"
+    }
+    more = {"hscc_edge.export.engine", "hscc_edge.validate.predict", "hscc_edge.validate.latency"}
+    done = run(site, "-c", IMPORT_EACH, *sorted(device | more))
+    assert done.returncode == 0, done.stderr
+    assert all(line.endswith(" ok") for line in done.stdout.splitlines()), done.stdout
+    assert "hscc_edge.serve.daemon ok" in done.stdout and not (site / "torch").exists()
 
 
 def test_every_verb_helps_without_extras(bare):
