@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hscc_edge import durable
 from hscc_edge.cli.output import Output
-from hscc_edge.errors import StorageError
+from hscc_edge.errors import StorageError, extra
 
 if TYPE_CHECKING:
     from hscc_edge.data.cohort import Cohort
@@ -111,7 +111,8 @@ def _wait(archive: Path, wanted: int, daemon: subprocess.Popen[bytes]) -> list[P
 
 def _read_report(path: Path) -> tuple[str, str]:
     """(Study Instance UID, coded finding's value)."""
-    from highdicom.sr import srread
+    with extra("device"):
+        from highdicom.sr import srread
 
     report: Any = srread(path)
     group = report.content.get_image_measurement_groups()[0]
@@ -126,7 +127,8 @@ def _agreement(test: Cohort, decided: Sequence[tuple[str, str]], cases: Sequence
 
 
 def _show_report(output: Output, path: Path) -> None:
-    from highdicom.sr import srread
+    with extra("device"):
+        from highdicom.sr import srread
 
     report: Any = srread(path)
     group = report.content.get_image_measurement_groups()[0]
