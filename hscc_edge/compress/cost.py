@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hscc_edge.errors import ModelError, extra
+from hscc_edge.model.convolution import CONVOLUTIONS, Conv, padding_of
 
 with extra("workstation"):
     import torch
@@ -20,24 +22,29 @@ class LayerShape:
     Attributes:
         outputs: m, output channels or features.
         inputs: C_in, input channels or features.
-        taps: prod(kernel) (1 for a Linear), so that n = inputs * taps.
-        positions: (H', W') of the output map; (1, T) for a Linear on T tokens.
-        input_positions: positions of the input map.
-        calls: how often one forward pass calls it.
+        kernel: taps an axis; () for a Linear, so that n = inputs * prod(kernel).
+        positions: of the output map, an axis each; (T,) for a Linear on T tokens, () on a flat vector.
+        input_positions: the same of the input map.
+        calls: how often one forward pass calls it; its costs are those of all calls.
         reason: why it cannot be factorised, else "".
     """
 
     name: str
     outputs: int
     inputs: int
-    taps: int
-    positions: tuple[int, int]
-    input_positions: int
+    kernel: tuple[int, ...]
+    positions: tuple[int, ...]
+    input_positions: tuple[int, ...]
     groups: int
     bias: bool
     calls: int
     reason: str
     text: str
+
+    @property
+    def taps(self) -> int:
+        """prod(kernel)."""
+        return math.prod(self.kernel)
 
     @property
     def patch(self) -> int:
@@ -46,12 +53,12 @@ class LayerShape:
 
     @property
     def area(self) -> int:
-        """Output positions of one image."""
-        return self.positions[0] * self.positions[1]
+        """Output positions of one image and call."""
+        return math.prod(self.positions)
 
     @property
     def flops(self) -> int:
-        """Of the dense layer, one image."""
+        """Of the dense layer, one image, all calls."""
         return 2 * self.area * self.outputs * self.patch * self.calls
 
     @property
@@ -60,23 +67,26 @@ class LayerShape:
         return self.outputs * self.patch + self.outputs * self.bias
 
     def pair_flops(self, rank: int, area: int | None = None) -> int:
-        """Of a reduce to `rank` and an expand, over `area` positions (default: all)."""
-        return 2 * (self.area if area is None else area) * rank * (self.patch + self.outputs)
+        """Of a reduce to `rank` and an expand, over `area` positions (default: all), all calls."""
+        return 2 * (self.area if area is None else area) * rank * (self.patch + self.outputs) * self.calls
 
     def pair_params(self, rank: int, expands: int = 1) -> int:
         """Of one reduce and `expands` biased expands."""
         return rank * self.patch + expands * (rank + 1) * self.outputs
 
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS = (nn.Linear, *CONVOLUTIONS)
+Run = Callable[[nn.Module], object]
 
 
-def layer_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[LayerShape, ...]:
-    """Run one blank image and record every Conv and Linear, in order of execution.
+def layer_shapes(network: nn.Module, run: Run) -> tuple[LayerShape, ...]:
+    """Run one example and record every Conv and Linear, in order of execution.
+
+    Args:
+        run: calls the network on an example of one image.
 
     Raises:
-        ModelError: if the network cannot take that shape, or has no such layer.
+        ModelError: if the network cannot take the example, or has no such layer.
     """
     seen: dict[str, LayerShape] = {}
     handles = []
@@ -85,55 +95,75 @@ def layer_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
             handles.append(module.register_forward_hook(_recorder(name, seen)))
     try:
         with torch.no_grad():
-            network(torch.zeros(1, *input_shape))
-    except RuntimeError as error:
-        raise ModelError(f"the network refuses images of shape {input_shape} ({error}): mend preprocess") from error
+            run(network)
+    except (RuntimeError, ValueError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the network refuses an image of the declared shape ({first}): mend preprocess") from error
     finally:
         for handle in handles:
             handle.remove()
     if not seen:
         raise ModelError("the network has no convolution and no linear layer: nothing can be compressed")
-    return tuple(seen.values())
+    shared = _shared_weights(network, seen)
+    return tuple(dataclasses.replace(shape, reason=shared.get(name, shape.reason)) for name, shape in seen.items())
+
+
+def _shared_weights(network: nn.Module, seen: dict[str, LayerShape]) -> dict[str, str]:
+    """Reasons for layers whose weight another layer holds too."""
+    owners: dict[int, str] = {}
+    reasons: dict[str, str] = {}
+    for name in seen:
+        first = owners.setdefault(id(network.get_submodule(name).weight), name)
+        if first != name:
+            reasons[name] = f"shares its weight with {first}"
+            reasons[first] = f"shares its weight with {name}"
+    return reasons
 
 
 def _recorder(name: str, seen: dict[str, LayerShape]) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        calls = seen[name].calls + 1 if name in seen else 1
-        if isinstance(module, nn.Linear):
-            seen[name] = _linear_shape(name, module, output, calls)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            seen[name] = _conv_shape(name, module, args[0], output, calls)
+        shape = _linear_shape(name, module, output) if isinstance(module, nn.Linear) else None
+        if isinstance(module, CONVOLUTIONS):
+            shape = _conv_shape(name, module, args[0], output)
+        if shape is not None:
+            seen[name] = _again(seen[name], shape) if name in seen else shape
 
     return record
 
 
-def _linear_shape(name: str, module: nn.Linear, y: torch.Tensor, calls: int) -> LayerShape:
-    tokens = y[0].numel() // module.out_features
-    reason = "" if calls == 1 else f"called {calls} times"
+def _again(first: LayerShape, shape: LayerShape) -> LayerShape:
+    """A layer that is called once more; its calls must be alike to be factorised as one."""
+    reason = first.reason if first.positions == shape.positions else "called on maps of several sizes"
+    return dataclasses.replace(first, calls=first.calls + 1, reason=reason)
+
+
+def _linear_shape(name: str, module: nn.Linear, y: torch.Tensor) -> LayerShape:
+    tokens = tuple(y.shape[1:-1])
     text = f"{module.out_features}x{module.in_features}"
+    reason = "" if type(module) is nn.Linear else f"a {type(module).__name__} of its own"
     return LayerShape(
-        name, module.out_features, module.in_features, 1, (1, tokens), tokens, 1, module.bias is not None, calls,
-        reason, text,
-    )  # fmt: skip
+        name, module.out_features, module.in_features, (), tokens, tokens, 1, module.bias is not None, 1, reason, text
+    )
 
 
-def _conv_shape(
-    name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: torch.Tensor, y: torch.Tensor, calls: int
-) -> LayerShape:
+def _conv_shape(name: str, module: Conv, x: torch.Tensor, y: torch.Tensor) -> LayerShape:
     kernel = tuple(module.kernel_size)
-    height, width = (y.shape[2], y.shape[3]) if y.dim() == 4 else (1, math.prod(y.shape[2:]))
     text = "x".join(str(n) for n in (module.out_channels, module.in_channels // module.groups, *kernel))
     return LayerShape(
-        name, module.out_channels, module.in_channels, math.prod(kernel), (height, width), math.prod(x.shape[2:]),
-        module.groups, module.bias is not None, calls, _conv_reason(module, calls), text,
+        name, module.out_channels, module.in_channels, kernel, tuple(y.shape[2:]), tuple(x.shape[2:]),
+        module.groups, module.bias is not None, 1, _conv_reason(module), text,
     )  # fmt: skip
 
 
-def _conv_reason(module: nn.Module, calls: int) -> str:
-    if not isinstance(module, nn.Conv2d):
-        return f"{type(module).__name__} is not factorised yet"
+def _conv_reason(module: Conv) -> str:
+    if type(module) not in CONVOLUTIONS:
+        return f"a {type(module).__name__} of its own"
+    if module.groups == module.in_channels > 1:
+        return "depthwise: one channel a filter has no low rank"
     if module.groups != 1:
         return f"grouped ({module.groups})"
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return f"padding {module.padding_mode} {module.padding}"
-    return "" if calls == 1 else f"called {calls} times"
+    try:
+        padding_of(module)
+    except ModelError as error:
+        return str(error)
+    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hscc_edge.errors import extra
-from hscc_edge.model.layers import OwnFactorsConv2d, SharedReduceConv2d
+from hscc_edge.model.regional import OwnFactors, SharedReduce
 
 with extra("workstation"):
     import torch
@@ -38,7 +38,7 @@ def fill_pair(pair: nn.Module, reduce: torch.Tensor, expand: torch.Tensor, bias:
 
 
 def fill_shared(
-    module: SharedReduceConv2d, reduce: torch.Tensor, expands: list[torch.Tensor], biases: list[torch.Tensor]
+    module: SharedReduce, reduce: torch.Tensor, expands: list[torch.Tensor], biases: list[torch.Tensor]
 ) -> None:
     """Write one reduce (r, n) and per region an expand (m, r) and a bias (m,)."""
     first, seconds = balance(reduce, expands)
@@ -50,11 +50,25 @@ def fill_shared(
 
 
 def fill_own(
-    module: OwnFactorsConv2d, reduces: list[torch.Tensor], expands: list[torch.Tensor], biases: list[torch.Tensor]
+    module: OwnFactors, reduces: list[torch.Tensor], expands: list[torch.Tensor], biases: list[torch.Tensor]
 ) -> None:
     """Write per region a reduce (r, n), an expand (m, r) and a bias (m,)."""
     for index, (reduce, expand, bias) in enumerate(zip(reduces, expands, biases, strict=True)):
         fill_pair(nn.Sequential(module.reduces[index], module.expands[index]), reduce, expand, bias)
+
+
+def write_pair(pair: nn.Module, reduce: torch.Tensor, expand: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write balanced factors into Sequential(reduce, expand) as they are."""
+    with torch.no_grad():
+        _write(pair[0].weight, reduce)  # type: ignore[index]
+    write(pair[1], expand, bias)  # type: ignore[index]
+
+
+def write(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write a layer's weight and bias."""
+    with torch.no_grad():
+        _write(layer.weight, weight)
+        _write(layer.bias, bias)
 
 
 def _write(parameter: object, values: torch.Tensor) -> None:

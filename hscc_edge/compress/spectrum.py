@@ -8,14 +8,17 @@ are what dropping each rank costs. L is the symmetric root here, so L = L^T.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
-from hscc_edge.compress.statistics import LayerStatistics, Moments, Samples, merge
+from hscc_edge.compress.moments import Moments, merge
+from hscc_edge.compress.statistics import LayerStatistics, Samples
 from hscc_edge.errors import extra
 
 with extra("workstation"):
     import torch
 
 DAMPING = 1e-3
+Pair = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +27,29 @@ class Spectrum:
 
     Attributes:
         losses: (k,) predicted rise of the loss per image if rank i is dropped; the same unit for every layer.
-        reduce: (k, m), Q^T L: rows that multiply W on the left.
-        expand: (m, k), L^-1 Q.
-        mean: (m,) of the outputs, bias included.
-        rest: loss of what lies outside the k factors.
+        reduce: (k, m), Q^T L: rows that multiply W on the left; of a dual (k, n), the reduce itself.
+        expand: (m, k), L^-1 Q; of a dual (n, k), columns that W multiplies on the left.
+        mean: (m,) of the outputs, bias included; of a dual (n,) of the inputs.
+        dual: solved in input space.
     """
 
     losses: torch.Tensor
     reduce: torch.Tensor
     expand: torch.Tensor
     mean: torch.Tensor
-    rest: float = 0.0
+    dual: bool = False
 
     def loss(self, rank: int) -> float:
         """Predicted rise of the loss per image when `rank` factors are kept."""
-        return float(self.losses[rank:].sum()) + self.rest
+        return float(self.losses[rank:].sum())
+
+    def factors(self, rank: int, matrix: torch.Tensor, bias: torch.Tensor) -> Pair:
+        """(reduce (r, n), expand (m, r), bias (m,)) of W (m, n); the bias absorbs the mean: b' = b + (W - V) mu."""
+        left, right = self.reduce[:rank], self.expand[:, :rank]
+        if self.dual:
+            expand = matrix @ right
+            return left, expand, bias + matrix @ self.mean - expand @ (left @ self.mean)
+        return left @ matrix, right, self.mean - right @ (left @ (self.mean - bias))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +86,41 @@ def spectrum(covariance: torch.Tensor, root: Root, mean: torch.Tensor, positions
     return Spectrum(losses, q.T @ root.root, root.inverse @ q, mean)
 
 
-def cell_spectrum(cell: Moments, images: int) -> Spectrum:
-    """The spectrum of one cell's moments over so many images."""
-    positions = cell.count / images
-    return spectrum(cell.covariance, root_of(cell.gradients / cell.count), cell.mean, positions)
+def moments_spectrum(moments: Moments, images: int, damping: float = DAMPING, two_sided: bool = True) -> Spectrum:
+    """The spectrum of one region's moments over so many images.
+
+    Args:
+        two_sided: weigh errors by G; without it the loss is the squared error of the outputs as a share of their
+            variance, so that layers compare.
+    """
+    positions = moments.count / images
+    covariance = moments.covariance
+    if two_sided:
+        return spectrum(covariance, root_of(moments.gradients / moments.count, damping), moments.mean, positions)
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    return spectrum(covariance, Root(eye, eye), moments.mean, 2.0 / float(covariance.trace().clamp_min(1e-300)))
 
 
-def pooled(statistics: LayerStatistics) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """(C, G, mean, positions) of the whole map, C about the map's one mean."""
-    total = statistics.cells[0]
-    for cell in statistics.cells[1:]:
-        total = merge(total, cell)
-    return total.covariance, total.gradients / total.count, total.mean, total.count / statistics.images
+def dual_spectrum(moments: Moments, images: int, matrix: torch.Tensor, damping: float = DAMPING) -> Spectrum:
+    """The spectrum of W (m, n) with n < m from the moments of its inputs x and of dL/dx = W^T g.
+
+    With A = R R (R symmetric) the eigenvectors Q of R (W^T G W + delta W^T W) R give V = W (R Q)(Q^T R^-1).
+    """
+    positions = moments.count / images
+    inner = moments.gradients / moments.count
+    gram = matrix.T @ matrix
+    delta = damping * float(inner.trace()) / max(float(gram.trace()), 1e-300)
+    inner = inner + max(delta, 1e-300) * gram
+    root = root_of(moments.covariance, 1e-9)
+    values, vectors = torch.linalg.eigh(root.root @ inner @ root.root)
+    q = vectors.flip(1)
+    losses = 0.5 * positions * values.flip(0).clamp_min(0)
+    return Spectrum(losses, q.T @ root.inverse, root.root @ q, moments.mean, dual=True)
+
+
+def total_moments(statistics: LayerStatistics) -> Moments:
+    """The moments of the whole map, about its one mean."""
+    return reduce(merge, statistics.cells)
 
 
 def sample_spectrum(samples: Samples, damping: float = DAMPING) -> Spectrum:
@@ -94,7 +128,7 @@ def sample_spectrum(samples: Samples, damping: float = DAMPING) -> Spectrum:
 
     The root of d I + S^T S is sqrt(d) I + V (sqrt(d + s^2) - sqrt(d)) V^T with S = U s V^T.
     """
-    outputs = torch.cat(samples.outputs).to(torch.float64)  # (N, m)
+    outputs = torch.cat(samples.outputs).to(torch.float64)  # (N, m), one row an image
     gradients = torch.cat(samples.gradients).to(torch.float64) / len(outputs) ** 0.5
     mean = outputs.mean(dim=0)
     centred = (outputs - mean) / len(outputs) ** 0.5

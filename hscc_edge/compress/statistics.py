@@ -3,16 +3,26 @@
 `C` is the covariance of the outputs y, `G` the second moment of g = dL/dy with labels sampled from the model's own
 output (the true Fisher; Martens and Grosse 2015, arXiv 1503.05671). Both live in output space, m x m, so that no
 im2col patch is ever formed. Sums over cells of positions add up to those of any union of cells, and shards merge.
+
+A pointwise layer with n < m is measured in input space instead (its dual): the covariance of x and the second moment
+of dL/dx = W^T g, n x n. A Linear on a flat vector with m > SAMPLED_ABOVE keeps its rows: no m x m matrix at all.
+
+Memory: sum over layers of 16 cells m^2 bytes (16 n^2 for a dual, 8 images m for kept rows), and one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
 from hscc_edge.compress.cost import LayerShape
+from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
+from hscc_edge.compress.problem import Problem
+from hscc_edge.compress.regions import grid
+from hscc_edge.compress.statistics_file import load_statistics, save_statistics
 from hscc_edge.errors import CohortError, ModelError, extra
 from hscc_edge.model.head import Head
 from hscc_edge.model.plan import Box
@@ -23,64 +33,12 @@ with extra("workstation"):
     from torch.nn import functional
 
 SAMPLED_ABOVE = 1024
-Progress = Callable[[int, str], None]
-
-
-@dataclass(slots=True)
-class Moments:
-    """Sums over the images and the positions of one cell; float64; `2 m^2 + m` numbers.
-
-    Attributes:
-        count: positions x images.
-        mean: (m,) of y.
-        scatter: (m, m), sum of (y - mean)(y - mean)^T.
-        gradients: (m, m), sum of g g^T.
-    """
-
-    count: int
-    mean: torch.Tensor
-    scatter: torch.Tensor
-    gradients: torch.Tensor
-
-    @property
-    def covariance(self) -> torch.Tensor:
-        """C, per position."""
-        return self.scatter / self.count
-
-
-def empty_moments(outputs: int) -> Moments:
-    """No image seen yet."""
-    wide = torch.float64
-    zeros = torch.zeros(outputs, outputs, dtype=wide)
-    return Moments(0, torch.zeros(outputs, dtype=wide), zeros, zeros.clone())
-
-
-def merge(first: Moments, second: Moments) -> Moments:
-    """The moments of both together (Chan, Golub and LeVeque 1979: no cancellation)."""
-    count = first.count + second.count
-    if count == 0:
-        return first
-    step = second.mean - first.mean
-    shift = torch.outer(step, step) * (first.count * second.count / count)
-    return Moments(
-        count,
-        first.mean + step * (second.count / count),
-        first.scatter + second.scatter + shift,
-        first.gradients + second.gradients,
-    )
-
-
-def moments_of(rows: torch.Tensor) -> Moments:
-    """The moments of outputs (N, m), without gradients."""
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    wide = torch.float64
-    return Moments(len(rows), mean.to(wide), (centred.T @ centred).to(wide), torch.zeros(1, dtype=wide))
+SAVE_EVERY_S = 60.0
 
 
 @dataclass(slots=True)
 class Samples:
-    """The rows themselves, for a layer with one position and m > SAMPLED_ABOVE: `2 N m` float32 numbers."""
+    """The rows themselves; `2 N m` float32 numbers."""
 
     outputs: list[torch.Tensor] = field(default_factory=list)
     gradients: list[torch.Tensor] = field(default_factory=list)
@@ -88,80 +46,89 @@ class Samples:
 
 @dataclass(slots=True)
 class LayerStatistics:
-    """What one layer's outputs and gradients were, cell by cell, over `images` images."""
+    """What one layer's outputs (or inputs, if `dual`) and their gradients were, cell by cell, over `images` images."""
 
     boxes: tuple[Box, ...]
     cells: list[Moments]
-    samples: Samples | None
+    samples: Samples | None = None
+    dual: bool = False
     images: int = 0
 
 
-def grid(positions: tuple[int, int], parts: tuple[int, int]) -> tuple[Box, ...]:
-    """Cut a map into parts[0] x parts[1] boxes, row by row; never more parts than positions."""
-    rows, columns = (_edges(size, part) for size, part in zip(positions, parts, strict=True))
-    return tuple(Box(*height, *width) for height in pairwise(rows) for width in pairwise(columns))
-
-
-def _edges(size: int, parts: int) -> list[int]:
-    count = min(size, parts)
-    return [round(size * index / count) for index in range(count + 1)]
-
-
-def collect(
-    network: nn.Module,
-    shapes: Sequence[LayerShape],
-    batches: Iterable[Mapping[str, torch.Tensor]],
-    head: Head,
-    parts: tuple[int, int],
-    seed: int,
-    progress: Progress | None = None,
-) -> dict[str, LayerStatistics]:
+def collect(problem: Problem, cells: Sequence[int]) -> dict[str, LayerStatistics]:
     """Run every calibration image forward and backward once.
 
-    Time grows with images x (three forward passes + sum of positions x m^2); memory with cells x m^2 and one batch.
+    Time grows with images x (three forward passes + sum of positions x m^2).
 
     Args:
-        batches: mappings with "image" (B, C, H, W).
-        parts: cells per map, (rows, columns).
-        seed: of the labels that are sampled from the model's output.
+        cells: pieces of a map, one number an axis.
 
     Raises:
         CohortError: if there is no image.
         ModelError: if a logit is not finite.
     """
-    found = {shape.name: _empty(shape, parts) for shape in shapes if not shape.reason}
-    generator = torch.Generator().manual_seed(seed)
-    handles = [network.get_submodule(name).register_forward_hook(_hook(entry)) for name, entry in found.items()]
-    needs = [parameter.requires_grad for parameter in network.parameters()]
-    images = 0
-    try:
+    shapes = [shape for shape in problem.shapes if not shape.reason]
+    found = {shape.name: empty_statistics(shape, tuple(cells)) for shape in shapes}
+    done = load_statistics(problem.cache, found) if problem.cache is not None else 0
+    network = problem.network
+    images, saved = 0, time.monotonic()
+    with ExitStack() as stack:
+        for parameter in network.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        for name, entry in found.items():
+            module = network.get_submodule(name)
+            hook = module.register_forward_pre_hook if entry.dual else module.register_forward_hook
+            stack.callback(hook(_dual_hook(entry) if entry.dual else _hook(entry)).remove)  # type: ignore[operator]
         network.requires_grad_(False)
-        for batch in batches:
-            images += len(batch["image"])
-            _sample_loss(network(batch["image"]), head, generator).backward()  # type: ignore[no-untyped-call]
-            if progress is not None:
-                progress(len(batch["image"]), "")
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, needed in zip(network.parameters(), needs, strict=True):
-            parameter.requires_grad_(needed)
+        for number, batch in enumerate(problem.batches()):
+            size = len(next(iter(batch.values())))
+            images += size
+            if images > done:
+                _pass(problem, batch, number)
+                for entry in found.values():
+                    entry.images += size
+            if problem.progress is not None:
+                problem.progress(size, "statistics")
+            if problem.cache is not None and time.monotonic() - saved > SAVE_EVERY_S:
+                save_statistics(problem.cache, found)
+                saved = time.monotonic()
     if images == 0:
         raise CohortError("the calibration cohort has no image: give a cohort with a train split")
-    for entry in found.values():
-        entry.images = images
+    if problem.cache is not None and images > done:
+        save_statistics(problem.cache, found)
     return found
 
 
-def _empty(shape: LayerShape, parts: tuple[int, int]) -> LayerStatistics:
+def empty_statistics(shape: LayerShape, cells: tuple[int, ...]) -> LayerStatistics:
+    """No image seen yet."""
     if shape.area == 1 and shape.outputs > SAMPLED_ABOVE:
-        return LayerStatistics(grid(shape.positions, (1, 1)), [], Samples())
-    boxes = grid(shape.positions, parts)
-    return LayerStatistics(boxes, [empty_moments(shape.outputs) for _ in boxes], None)
+        return LayerStatistics((), [], Samples())
+    if shape.taps == 1 and shape.inputs < shape.outputs:
+        return LayerStatistics((), [empty_moments(shape.inputs)], dual=True)
+    if not shape.kernel:
+        return LayerStatistics((), [empty_moments(shape.outputs)])
+    boxes = grid(shape.positions, cells)
+    return LayerStatistics(boxes, [empty_moments(shape.outputs) for _ in boxes])
 
 
-def _sample_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -> torch.Tensor:
-    """Sum over images of the negative log-likelihood of labels drawn from the model's own output."""
+def _pass(problem: Problem, batch: object, number: int) -> None:
+    """One forward and backward pass; labels depend on the seed and the batch's number alone, so that shards agree."""
+    generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
+    logits = problem.call(problem.network, batch)  # type: ignore[arg-type]
+    if len(logits) != len(problem.heads):
+        raise ModelError(
+            f"the network gives {len(logits)} outputs and {len(problem.heads)} heads are declared: mend the heads"
+        )
+    losses = [sampled_loss(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def sampled_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -> torch.Tensor:
+    """Sum over images of the negative log-likelihood of labels drawn from the model's own output.
+
+    Raises:
+        ModelError: if a logit is not finite.
+    """
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the network gives logits that are not finite on the calibration images: check its weights")
     if head.kind == "softmax":
@@ -173,37 +140,45 @@ def _sample_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -
 
 def _hook(entry: LayerStatistics) -> Callable[..., torch.Tensor]:
     def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        _add_outputs(entry, output.detach())
-        # a non-leaf copy, so that an in-place activation after the layer neither fails nor changes what was seen
-        tracked = output if output.requires_grad else output.detach().requires_grad_()
-        tracked = tracked.clone()
-        tracked.register_hook(partial(_add_gradients, entry))  # type: ignore[no-untyped-call]
-        return tracked
+        last = isinstance(module, nn.Linear)
+        _add(entry, output.detach(), last)
+        return _tracked(output, partial(_add_gradients, entry, last=last))
 
     return hook
 
 
-def rows_of(maps: torch.Tensor, box: Box) -> torch.Tensor:
-    """(B, m, H, W) or (B, ..., m) -> (rows, m) of the positions in `box`."""
-    if maps.dim() == 4:
-        return maps[:, :, box.top : box.bottom, box.left : box.right].permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-    return maps.reshape(len(maps), -1, maps.shape[-1])[:, box.left : box.right].reshape(-1, maps.shape[-1])
+def _dual_hook(entry: LayerStatistics) -> Callable[..., tuple[torch.Tensor]]:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        last = isinstance(module, nn.Linear)
+        stride = () if last else tuple(slice(None, None, step) for step in module.stride)  # type: ignore[union-attr]
+        where = (slice(None), slice(None), *stride)
+        x = args[0]
+        _add(entry, x.detach() if last else x.detach()[where], last)
+        return (_tracked(x, lambda g: _add_gradients(entry, g if last else g[where], last=last)),)
+
+    return hook
 
 
-def _add_outputs(entry: LayerStatistics, output: torch.Tensor) -> None:
+def _tracked(values: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    """A non-leaf copy whose gradient is seen, so that an in-place activation after it changes nothing seen here."""
+    tracked = values if values.requires_grad else values.detach().requires_grad_()
+    tracked = tracked.clone()
+    tracked.register_hook(hook)  # type: ignore[no-untyped-call]
+    return tracked
+
+
+def _add(entry: LayerStatistics, values: torch.Tensor, last: bool) -> None:
     if entry.samples is not None:
-        entry.samples.outputs.append(rows_of(output, entry.boxes[0]).clone())
+        entry.samples.outputs.append(rows_of(values, None, last).clone())
         return
-    for index, box in enumerate(entry.boxes):
-        batch = moments_of(rows_of(output, box))
-        batch.gradients = torch.zeros_like(batch.scatter)
-        entry.cells[index] = merge(entry.cells[index], batch)
+    for cell, box in zip(entry.cells, entry.boxes or (None,), strict=True):
+        add_rows(cell, rows_of(values, box, last))
 
 
-def _add_gradients(entry: LayerStatistics, gradient: torch.Tensor) -> None:
+def _add_gradients(entry: LayerStatistics, gradient: torch.Tensor, last: bool) -> None:
     if entry.samples is not None:
-        entry.samples.gradients.append(rows_of(gradient, entry.boxes[0]).clone())
+        entry.samples.gradients.append(rows_of(gradient, None, last).clone())
         return
-    for cell, box in zip(entry.cells, entry.boxes, strict=True):
-        rows = rows_of(gradient, box)
+    for cell, box in zip(entry.cells, entry.boxes or (None,), strict=True):
+        rows = rows_of(gradient, box, last)
         cell.gradients += (rows.T @ rows).to(torch.float64)

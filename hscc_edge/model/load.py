@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hscc_edge.bundle import WEIGHTS, Bundle, Spec, read_bundle
-from hscc_edge.errors import BundleError, extra
+from hscc_edge.errors import BundleError, ModelError, extra
 from hscc_edge.model import layers, zoo
-from hscc_edge.model.plan import parse_plan
+from hscc_edge.model.fold import fold
+from hscc_edge.model.plan import Plan, parse_plan
 
 with extra("workstation"):
     from safetensors.torch import load_file, save
@@ -22,8 +23,21 @@ def fresh_network(spec: Spec) -> nn.Module:
     """
     classes = 1 if spec.head["kind"] == "single_logit" else len(spec.labels)
     network = zoo.build_network(spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {}))
-    for layer in parse_plan(spec.plan).layers if spec.plan else ():
-        layers.replace(network, layer.name, layers.factorised(network.get_submodule(layer.name), layer))
+    return apply_plan(network, parse_plan(spec.plan)) if spec.plan else network
+
+
+def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
+    """Fold and replace in place, with fresh weights; the same network is returned.
+
+    Raises:
+        ModelError: if the network lacks a layer of the plan, or a structure is not for it.
+    """
+    try:
+        fold(network, plan.folded)
+        for layer in plan.layers:
+            layers.replace(network, layer.name, layers.factorised(network.get_submodule(layer.name), layer))
+    except AttributeError as error:
+        raise ModelError(f"the plan is of another network ({error}): give a plan made for this one") from error
     return network
 
 

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hscc_edge.errors import BundleError
 
-VERSION = 1
-STRUCTURES = ("dense", "one-region", "shared-reduce", "own-factors", "tucker-2")
+VERSION = 2
+STRUCTURES = (
+    "dense",
+    "one-region",
+    "shared-reduce",
+    "own-factors",
+    "clustered",
+    "separable",
+    "tucker-2",
+    "channel-groups",
+    "cp",
+    "pruned",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle of output positions, half open: rows top..bottom, columns left..right."""
+    """A block of output positions, half open: along axis i from start[i] to stop[i] - 1; 1-D, 2-D or 3-D."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
 
     @property
     def area(self) -> int:
         """Positions in the box."""
-        return (self.bottom - self.top) * (self.right - self.left)
+        return math.prod(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """One slice an axis, for the trailing axes of a map."""
+        return tuple(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
+
+
+Clusters = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +53,16 @@ class LayerPlan:
     Attributes:
         name: the layer's dotted name in the network.
         structure: one of STRUCTURES.
-        ranks: () if dense; (r,) for one region and for a shared reduce; one rank a region for own factors;
-            (output rank, input rank) for Tucker-2.
+        ranks: () if dense; (r,) for one region, a shared reduce, separable and CP; one rank a region for own factors;
+            one rank a cluster, region after region, for clustered; one a channel group for channel-groups;
+            (output rank, input rank) for Tucker-2; the sizes that are left for pruned.
         regions: the boxes that tile the output map; () where the structure has none.
+        clusters: for each region (or for the whole map) its clusters of input channels; () where there are none.
         shape: the dense layer as text, e.g. "64x3x11x11".
         flops, dense_flops: of this structure and of the dense layer, for one image (two per multiply-add).
         params, dense_params: weights and biases.
         loss: predicted rise of the loss per image, in the method's own unit.
+        latency_ms: predicted saving is `dense_latency_ms - latency_ms`; None where nothing was timed.
         reason: why it stays dense, else "".
     """
 
@@ -56,18 +77,23 @@ class LayerPlan:
     dense_params: int
     loss: float
     reason: str = ""
+    clusters: tuple[Clusters, ...] = ()
+    latency_ms: float | None = None
+    dense_latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The structures of all layers of one network, in the order in which they run.
 
-    `flops` and `dense_flops` are sums over the layers, for one image.
+    `flops` and `dense_flops` are sums over the layers, for one image. `folded` names the batch norms that were folded
+    into the convolution before them, as pairs (convolution, batch norm), before anything was replaced.
     """
 
     method: str
     budget: str
     layers: tuple[LayerPlan, ...]
+    folded: tuple[tuple[str, str], ...] = ()
 
     @property
     def flops(self) -> int:
@@ -84,6 +110,16 @@ class Plan:
         """Weights and biases of the planned layers."""
         return sum(layer.params for layer in self.layers)
 
+    @property
+    def dense_params(self) -> int:
+        """The same before compression."""
+        return sum(layer.dense_params for layer in self.layers)
+
+    @property
+    def loss(self) -> float:
+        """Predicted rise of the loss per image, in the method's own unit."""
+        return sum(layer.loss for layer in self.layers)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON objects."""
         return {"version": VERSION, **dataclasses.asdict(self)}
@@ -99,14 +135,35 @@ def parse_plan(raw: Mapping[str, Any]) -> Plan:
         raise BundleError(f"the plan has version {raw.get('version')!r}: this program reads {VERSION}; compress again")
     try:
         layers = tuple(_parse_layer(layer) for layer in raw["layers"])
-        return Plan(str(raw["method"]), str(raw["budget"]), layers)
-    except (KeyError, TypeError) as error:
+        folded = tuple((str(first), str(second)) for first, second in raw["folded"])
+        return Plan(str(raw["method"]), str(raw["budget"]), layers, folded)
+    except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"the plan is malformed ({error}): compress again") from error
 
 
 def _parse_layer(raw: Mapping[str, Any]) -> LayerPlan:
-    boxes = tuple(Box(**box) for box in raw["regions"])
-    layer = LayerPlan(**{**raw, "regions": boxes, "ranks": tuple(raw["ranks"])})
+    boxes = tuple(Box(tuple(box["start"]), tuple(box["stop"])) for box in raw["regions"])
+    clusters = tuple(tuple(tuple(cluster) for cluster in region) for region in raw["clusters"])
+    layer = LayerPlan(**{**raw, "regions": boxes, "ranks": tuple(raw["ranks"]), "clusters": clusters})
     if layer.structure not in STRUCTURES:
         raise BundleError(f"the plan has the structure {layer.structure!r}: expected one of {', '.join(STRUCTURES)}")
     return layer
+
+
+def changes(first: Plan, second: Plan) -> list[str]:
+    """One line for each layer on which two plans of one network differ.
+
+    Raises:
+        BundleError: if the plans have different layers.
+    """
+    names = [layer.name for layer in first.layers]
+    if names != [layer.name for layer in second.layers]:
+        raise BundleError("the two plans are of different networks: compare plans of one network")
+    pairs = zip(first.layers, second.layers, strict=True)
+    return [f"{a.name}: {_brief(a)} -> {_brief(b)}" for a, b in pairs if _brief(a) != _brief(b)]
+
+
+def _brief(layer: LayerPlan) -> str:
+    ranks = "/".join(str(rank) for rank in layer.ranks)
+    regions = f" on {len(layer.regions)} regions" if layer.regions else ""
+    return f"{layer.structure} {ranks}{regions}".strip()

@@ -1,8 +1,8 @@
-"""Networks by name: AlexNet, and every MONAI network that classifies."""
+"""Networks by name: AlexNet, VGG16, and every MONAI network that classifies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hscc_edge.errors import ModelError, extra
@@ -70,6 +70,37 @@ class AlexNet(nn.Module):
         return torch.as_tensor(self.classifier(maps.flatten(1)))
 
 
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGG16(nn.Module):
+    """VGG16's thirteen convolutions with batch norm and a linear head (Simonyan and Zisserman 2015, arXiv 1409.1556).
+
+    The maps are averaged before the head, so that any input of at least 32 x 32 will do.
+
+    Args:
+        channels: input channels.
+        classes: logits.
+        dropout: before the head.
+    """
+
+    def __init__(self, channels: int = 3, classes: int = 1000, dropout: float = 0.2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stage in VGG16_WIDTHS:
+            for width in stage:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) -> logits (B, classes)."""
+        return torch.as_tensor(self.classifier(self.pool(self.features(images)).flatten(1)))
+
+
 def _start_by_he(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -96,24 +127,27 @@ MONAI_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+OWN: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "vgg16": VGG16}
+
+
 def network_names() -> tuple[str, ...]:
     """Every name that `build_network` knows."""
-    return ("alexnet", *MONAI_ARGUMENTS)
+    return (*OWN, *MONAI_ARGUMENTS)
 
 
 def build_network(name: str, channels: int, classes: int, args: Mapping[str, Any]) -> nn.Module:
     """A network with fresh weights from torch's global random state.
 
     Args:
-        name: "alexnet" or a network of `monai.networks.nets` as MONAI spells it.
+        name: one of OWN or a network of `monai.networks.nets` as MONAI spells it.
         args: further arguments of its constructor.
 
     Raises:
         ModelError: if the name is unknown or the arguments do not fit.
     """
     try:
-        if name == "alexnet":
-            return AlexNet(channels=channels, classes=classes, **args)
+        if name in OWN:
+            return OWN[name](channels=channels, classes=classes, **args)
         if name in MONAI_ARGUMENTS:
             sizes = {"{channels}": channels, "{classes}": classes}
             own = {key: sizes.get(value, value) for key, value in MONAI_ARGUMENTS[name].items()}

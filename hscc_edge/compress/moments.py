@@ -1,0 +1,83 @@
+"""Second moments that add up: over batches, over cells of a map, over shards of a cohort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hscc_edge.errors import extra
+from hscc_edge.model.plan import Box
+
+with extra("workstation"):
+    import torch
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over the images and the positions of one cell; float64; `2 m^2 + m` numbers.
+
+    Attributes:
+        count: positions x images.
+        mean: (m,) of the rows.
+        scatter: (m, m), sum of (y - mean)(y - mean)^T.
+        gradients: (m, m), sum of g g^T.
+    """
+
+    count: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+    gradients: torch.Tensor
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """C, per position."""
+        return self.scatter / self.count
+
+
+def empty_moments(size: int) -> Moments:
+    """No row seen yet."""
+    wide = torch.float64
+    zeros = torch.zeros(size, size, dtype=wide)
+    return Moments(0, torch.zeros(size, dtype=wide), zeros, zeros.clone())
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """The moments of both together (Chan, Golub and LeVeque 1979: no cancellation)."""
+    count = first.count + second.count
+    if count == 0:
+        return first
+    step = second.mean - first.mean
+    shift = torch.outer(step, step) * (first.count * second.count / count)
+    return Moments(
+        count,
+        first.mean + step * (second.count / count),
+        first.scatter + second.scatter + shift,
+        first.gradients + second.gradients,
+    )
+
+
+def add_rows(total: Moments, rows: torch.Tensor) -> None:
+    """Add rows (N, m) to `total` in place; its gradients are left as they are."""
+    part = moments_of(rows)
+    count = total.count + part.count
+    step = part.mean - total.mean
+    total.scatter += part.scatter
+    total.scatter += torch.outer(step, step) * (total.count * part.count / count)
+    total.mean += step * (part.count / count)
+    total.count = count
+
+
+def moments_of(rows: torch.Tensor) -> Moments:
+    """The moments of rows (N, m), without gradients."""
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    wide = torch.float64
+    return Moments(len(rows), mean.to(wide), (centred.T @ centred).to(wide), torch.zeros(1, dtype=wide))
+
+
+def rows_of(maps: torch.Tensor, box: Box | None, channels_last: bool) -> torch.Tensor:
+    """Rows (N, m) of the positions in `box` (None: all) of maps (B, m, *positions), or (B, ..., m) if channels_last."""
+    if channels_last:
+        return maps.reshape(-1, maps.shape[-1])
+    if box is not None:
+        maps = maps[(slice(None), slice(None), *box.slices)]
+    return maps.movedim(1, -1).reshape(-1, maps.shape[1])

@@ -1,0 +1,175 @@
+"""Pooling, padding, resizing and rearranging: the ONNX operators that move pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hscc_edge.errors import extra
+from hscc_edge.model.onnx_graph import Call
+from hscc_edge.model.onnx_layers import Window, window_of
+
+with extra("workstation"):
+    import torch
+    from torch import fx
+    from torch.nn import functional
+
+MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+AVERAGES: dict[int, Callable[..., torch.Tensor]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+HALF_PIXEL = ("half_pixel", "pytorch_half_pixel")
+
+
+def _window(call: Call) -> tuple[Window, tuple[int, ...] | None, bool]:
+    """The window, its padding if torch's pools can do it themselves, and whether the last window may be partial."""
+    window = window_of(call, call.attributes["kernel_shape"])
+    even = window.even
+    if even is not None and any(2 * pad > size for pad, size in zip(even, window.kernel, strict=True)):
+        even = None  # torch allows padding of half a window
+    return window, even, bool(call.attributes.get("ceil_mode", 0))
+
+
+def max_pool(call: Call) -> fx.Node:
+    """MaxPool, without its indices."""
+    window, padding, ceil = _window(call)
+    x = call.tensor(0) if padding is not None else window.pad(call, call.tensor(0), float("-inf"))
+    return call.emit(
+        MAXIMA[len(window.kernel)], x, window.kernel, window.stride, padding or (0,) * len(window.kernel),
+        window.dilation, ceil,
+    )  # fmt: skip
+
+
+def average_pool(call: Call) -> fx.Node:
+    """AveragePool, whichever pixels of the padding it counts."""
+    window, padding, ceil = _window(call)
+    if any(step != 1 for step in window.dilation):
+        call.fail(f"the dilations {window.dilation}", "dilations of 1")
+    pool, counted = AVERAGES[len(window.kernel)], bool(call.attributes.get("count_include_pad", 0))
+    x, zeros = call.tensor(0), (0,) * len(window.kernel)
+    if padding is not None:
+        return call.emit(pool, x, window.kernel, window.stride, padding, ceil, counted)
+    average = call.emit(pool, window.pad(call, x), window.kernel, window.stride, zeros, ceil)
+    if counted:
+        return average
+    ones = window.pad(call, call.emit(torch.ones_like, x))
+    return call.emit(torch.div, average, call.emit(pool, ones, window.kernel, window.stride, zeros, ceil))
+
+
+def pool_all(function: Callable[..., Any]) -> Callable[[Call], fx.Node]:
+    """GlobalAveragePool or GlobalMaxPool: (B, C, *spatial) -> (B, C, 1, ...)."""
+
+    def apply(call: Call) -> fx.Node:
+        return call.emit(function, call.tensor(0), tuple(range(2, call.rank())), True)
+
+    return apply
+
+
+def pad(call: Call) -> fx.Node:
+    """Pad, by a constant, by reflection, or by the edge."""
+    pads, mode = call.sizes(1, "pads") or [], call.attributes.get("mode", "constant")
+    axes, x = call.sizes(3), call.tensor(0)
+    n = len(axes) if axes is not None else len(pads) // 2
+    rank = call.rank() if axes is not None else n
+    pairs: list[tuple[Any, Any]] = [(0, 0)] * rank
+    for i, axis in enumerate(axes if axes is not None else range(n)):
+        pairs[axis] = (pads[i], pads[i + n])
+    used = [i for i, pair in enumerate(pairs) if pair != (0, 0)]
+    if not used:
+        return x
+    if mode == "constant":
+        value = call.operand(2) if call.has(2) else call.attributes.get("value", 0.0)
+        return call.emit(functional.pad, x, _flat(pairs[used[0] :]), "constant", value)
+    # Torch's other modes pad the last axes of an image only: what is padded goes there, and back.
+    order = [i for i in range(rank) if i not in used] + used
+    turned = call.emit(torch.permute, x, order)
+    padded = call.emit(pad_last, turned, _flat([pairs[i] for i in used]), PAD_MODES[mode])
+    return call.emit(torch.permute, padded, [order.index(i) for i in range(rank)])
+
+
+def _flat(pairs: Sequence[tuple[Any, Any]]) -> list[Any]:
+    return [amount for pair in reversed(pairs) for amount in pair]
+
+
+def pad_last(x: torch.Tensor, pads: Sequence[int], mode: str) -> torch.Tensor:
+    """Pad the last len(pads) / 2 axes of a tensor of any rank."""
+    axes = len(pads) // 2
+    lead = x.shape[:-axes]
+    image = x.reshape(-1, 1, *x.shape[-axes:])
+    return functional.pad(image, pads, mode=mode).reshape(*lead, *_grown(x.shape[-axes:], pads))
+
+
+def _grown(sizes: Sequence[int], pads: Sequence[int]) -> list[int]:
+    n = len(sizes)
+    return [size + pads[2 * (n - 1 - i)] + pads[2 * (n - 1 - i) + 1] for i, size in enumerate(sizes)]
+
+
+def resize(call: Call) -> fx.Node:
+    """Resize or Upsample of the spatial axes: nearest, linear or cubic."""
+    rank, mode = call.rank(), call.attributes.get("mode", "nearest")
+    old = call.node.op_type == "Upsample" or call.builder.opset < 11
+    place = call.attributes.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
+    scales = call.sizes(1 if old else 2, "scales") or None
+    sizes = None if old or scales else call.sizes(3)
+    axes = call.attributes.get("axes") or list(range(rank))
+    if {axis % rank for axis in axes} - set(range(2, rank)) and (scales or sizes):
+        fixed = [i for i, axis in enumerate(axes) if axis % rank < 2]
+        if scales and any(scales[i] != 1 for i in fixed):
+            call.fail(f"the scales {scales}", "1 for batch and channels")
+    if sorted(axis % rank for axis in axes)[-(rank - 2) :] != list(range(2, rank)):
+        call.fail(f"the axes {axes}", "all spatial axes")
+    spatial = [i for i, axis in enumerate(axes) if axis % rank >= 2]
+    options: dict[str, Any] = {"mode": _resize_mode(call, mode, place, rank)}
+    if scales:
+        options["scale_factor"] = [scales[i] for i in spatial]
+    elif sizes:
+        options["size"] = [sizes[i] for i in spatial]
+    else:
+        call.fail("neither scales nor sizes", "one of them")
+    if mode != "nearest":
+        options["align_corners"] = place == "align_corners"
+        options["antialias"] = bool(call.attributes.get("antialias", 0))
+    return call.emit(functional.interpolate, call.tensor(0), **options)
+
+
+def _resize_mode(call: Call, mode: str, place: str, rank: int) -> str:
+    if mode == "nearest":
+        return "nearest" if place == "asymmetric" else "nearest-exact"
+    if place not in (*HALF_PIXEL, "align_corners"):
+        call.fail(f"the coordinates {place} for {mode}", "half_pixel or align_corners")
+    if mode == "cubic":
+        if rank != 4 or call.attributes.get("cubic_coeff_a", -0.75) != -0.75:
+            call.fail("an unusual cubic interpolation", "two spatial axes and the coefficient -0.75")
+        return "bicubic"
+    return LINEAR[rank]
+
+
+def depth_to_space(call: Call) -> fx.Node:
+    """DepthToSpace in either order of its channels."""
+    block = call.attributes["blocksize"]
+    if call.attributes.get("mode", "DCR") == "CRD":
+        return call.emit(functional.pixel_shuffle, call.tensor(0), block)
+    return call.emit(unstack, call.tensor(0), block)
+
+
+def unstack(x: torch.Tensor, block: int) -> torch.Tensor:
+    """(B, block block C, H, W) -> (B, C, H block, W block), the block's place being the slowest of the channels."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, block, block, channels // block**2, height, width).permute(0, 3, 4, 1, 5, 2)
+    return parts.reshape(batch, channels // block**2, height * block, width * block)
+
+
+def stack(x: torch.Tensor, block: int) -> torch.Tensor:
+    """(B, C, H, W) -> (B, block block C, H / block, W / block), the inverse of `unstack`."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
+    return parts.reshape(batch, channels * block**2, height // block, width // block)
+
+
+def space_to_depth(call: Call) -> fx.Node:
+    """SpaceToDepth."""
+    return call.emit(stack, call.tensor(0), call.attributes["blocksize"])
