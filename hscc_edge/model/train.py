@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from hscc_edge.bundle import WEIGHTS, Bundle, Code, Spec, write_bundle
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
+from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.errors import CohortError, ModelError, extra
+from hscc_edge.model.head import Head, parse_head
 from hscc_edge.model.load import fresh_network, weights_of
 from hscc_edge.model.recipe import Recipe, Schedule
 
@@ -71,11 +74,9 @@ def train(
     """
     spec = spec_of(recipe, cohort)
     train_split = cohort.select("train")
-    set_determinism(recipe.train.seed)
-    network = fresh_network(spec)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss = _fit(network, recipe, train_split, progress)
-    set_determinism(None)
+    with deterministic(recipe.train.seed):
+        network = fresh_network(spec)
+        loss = fit(network, train_split, recipe.preprocess, parse_head(spec.head), recipe.train, progress)
     trained = {
         "schedule": asdict(recipe.train),
         "final_loss": loss,
@@ -83,7 +84,6 @@ def train(
         "cohort": cohort.digest,
         "torch": torch.__version__,
     }
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     files = {WEIGHTS: weights_of(network)}
     return write_bundle(out, dataclasses.replace(spec, training=trained), files, replace=replace)
 
@@ -93,43 +93,79 @@ def steps_of(schedule: Schedule, images: int) -> int:
     return schedule.epochs * -(-images // schedule.batch_size)
 
 
-def _fit(network: nn.Module, recipe: Recipe, cohort: Cohort, progress: Progress | None) -> float:
-    schedule = recipe.train
-    steps = steps_of(schedule, len(cohort.instances))
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """Seed torch, numpy, Python and MONAI; let go of MONAI's seed afterwards."""
+    set_determinism(seed)
+    try:
+        yield
+    finally:
+        set_determinism(None)
+
+
+def fit(
+    network: nn.Module,
+    cohort: Cohort,
+    preprocess: Preprocess,
+    head: Head,
+    schedule: Schedule,
+    progress: Progress | None = None,
+) -> float:
+    """Train a network with one head in place on all of a cohort; the smoothed loss at the end.
+
+    It is left in training mode.
+
+    Raises:
+        ModelError: if the loss stops being finite.
+    """
     optimiser = torch.optim.AdamW(
         network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
+    steps = steps_of(schedule, len(cohort.instances))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.learning_rate, total_steps=steps)
     batches = loader(
         cohort,
-        recipe.preprocess,
+        preprocess,
         batch_size=schedule.batch_size,
         shuffle=True,
         seed=schedule.seed,
         augment=schedule.augment,
         cache=True,
     )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     smooth = 0.0
     for epoch in range(schedule.epochs):
         for batch in batches:
-            loss = _step(network, optimiser, batch, schedule)
+            loss = _step(network, head, optimiser, batch, schedule)
             cycle.step()
             smooth = loss if smooth == 0.0 else 0.95 * smooth + 0.05 * loss
             if progress is not None:
                 progress(1, f"epoch {epoch + 1}/{schedule.epochs} loss {smooth:.3f}")
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return smooth
 
 
-def _step(network: nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str, Any], schedule: Schedule) -> float:
+def _step(
+    network: nn.Module, head: Head, optimiser: torch.optim.Optimizer, batch: dict[str, Any], schedule: Schedule
+) -> float:
     images = torch.as_tensor(batch["image"]).to(memory_format=torch.channels_last)
-    labels = torch.as_tensor(batch["label"])
     with torch.autocast("cpu", torch.bfloat16, enabled=schedule.precision == "bf16"):
         logits = network(images)
-    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=schedule.label_smoothing)
+    loss = label_loss(head, logits.float(), torch.as_tensor(batch["label"]), schedule.label_smoothing)
     if not bool(torch.isfinite(loss)):
         raise ModelError("the training loss is not finite: lower learning_rate in the recipe")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     return loss.item()
+
+
+def label_loss(head: Head, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean negative log-likelihood of labels (B,), indices into the head's labels; smoothed towards even chances."""
+    if head.kind == "softmax":
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    hot = functional.one_hot(labels, len(head.labels)).to(logits.dtype)
+    targets = hot[:, 1:] if head.kind == "single_logit" else hot
+    even = targets * (1 - smoothing) + smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits, even, reduction="none").sum(1).mean()
