@@ -86,8 +86,7 @@ def fold(node: onnx.NodeProto, constants: Sequence[Constant | None], opset: int)
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
     graph = helper.make_graph([node], "constant", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    found: list[NDArray[Any]] = ReferenceEvaluator(model).run(None, given)
-    return [np.asarray(array) for array in found]
+    return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, given)]
 
 
 def array_of_items(items: Any) -> Items:

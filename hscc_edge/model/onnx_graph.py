@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,34 +13,39 @@ from numpy.typing import NDArray
 
 from hscc_edge.errors import ModelError, extra
 from hscc_edge.model.onnx_constants import Constant, Sizes, Value
+from hscc_edge.model.onnx_source import Shape
 
 with extra("workstation"):
     import onnx
     import torch
     from torch import fx, nn
 
-Shape = tuple[int | None, ...]
-
 
 def identifier(name: str) -> str:
     """`name` with everything that Python does not allow in a name replaced by one underscore."""
     plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
-    return f"n{plain}" if not plain or plain[0].isdigit() else plain
+    return f"n{plain}" if not plain or plain[0].isdigit() or keyword.iskeyword(plain) else plain
 
 
-def tensor_of(array: NDArray[Any]) -> torch.Tensor:
-    """A tensor of its own memory; the array is copied only if it is a view of the file or out of order."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W", "O"]))
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """An array that a layer gets; equal keys mean equal arrays."""
+
+    key: str
+    array: NDArray[Any]
+
+
+Weights = Mapping[str, Weight | None]
 
 
 @dataclass(slots=True)
 class Builder:
-    """The fx graph under construction.
+    """The fx graph under construction; every node is also run on meta tensors, so that its rank is known.
 
     Attributes:
-        shapes: what is known at import of each value's shape.
+        shapes: what ONNX's inference knows of each value's shape.
         consumers: the nodes that read each value; a graph output counts as one.
-        constants: every initialiser and Constant node.
+        constants: every value that depends on no input.
         batch: the size of the graph's first axis if it is fixed.
         merged: outputs of nodes that another node's layer has already computed.
     """
@@ -53,12 +59,32 @@ class Builder:
     graph: fx.Graph = field(default_factory=fx.Graph)
     merged: dict[str, fx.Node] = field(default_factory=dict)
     _buffers: dict[str, fx.Node] = field(default_factory=dict)
-    _weights: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     _layers: dict[Any, str] = field(default_factory=dict)
+    _found: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def input(self, name: str, example: torch.Tensor) -> fx.Node:
+        """An input of the network."""
+        node = self.graph.placeholder(identifier(name))
+        self._found[node] = example.to("meta")
+        return node
 
     def emit(self, function: Callable[..., Any], *args: Any, **options: Any) -> fx.Node:
         """A call of `function` in the graph."""
-        return self.graph.call_function(function, args, options)
+        return self._run(self.graph.call_function(function, args, options), function)
+
+    def method(self, name: str, x: fx.Node, *args: Any) -> fx.Node:
+        """A call of the tensor's own method."""
+        return self._run(self.graph.call_method(name, (x, *args)), getattr(torch.Tensor, name))
+
+    def _run(self, node: fx.Node, function: Callable[..., Any]) -> fx.Node:
+        with torch.no_grad(), torch.device("meta"):
+            args, options = fx.map_arg((node.args, node.kwargs), self._found.__getitem__)
+            self._found[node] = function(*args, **options)
+        return node
+
+    def rank(self, node: fx.Node) -> int:
+        """The number of a tensor's axes."""
+        return int(self._found[node].dim())
 
     def free_name(self, wanted: str) -> str:
         """An attribute name that the network does not have yet."""
@@ -70,35 +96,41 @@ class Builder:
     def buffer(self, constant: Constant) -> fx.Node:
         """The constant as a buffer of the network, one for all that read it."""
         if constant.name not in self._buffers:
-            name = self.free_name(constant.name)
-            self.root.register_buffer(name, tensor_of(constant.array))
-            self._buffers[constant.name] = self.graph.get_attr(name)
+            name, tensor = self.free_name(constant.name), _tensor(constant.array)
+            self.root.register_buffer(name, tensor)
+            self._buffers[constant.name] = node = self.graph.get_attr(name)
+            self._found[node] = tensor.to("meta")
         return self._buffers[constant.name]
 
-    def weight(self, constant: Constant, change: str, array: NDArray[Any]) -> torch.Tensor:
-        """`array`, which is the constant changed as `change` tells, as one parameter for all layers that have it.
-
-        A "statistic" is no parameter.
-        """
-        key = (constant.name, change)
-        if key not in self._weights:
-            tensor = tensor_of(array)
-            self._weights[key] = tensor if change == "statistic" else nn.Parameter(tensor)
-        return self._weights[key]
-
-    def layer(self, name: str, kind: type[nn.Module], weights: Mapping[str, torch.Tensor | None], **sizes: Any) -> str:
-        """The name of the layer with these very weights and sizes, made at the first call."""
-        key = (kind, tuple((k, id(w)) for k, w in weights.items()), tuple(sorted(sizes.items())))
+    def layer(self, name: str, kind: type[nn.Module], x: fx.Node, weights: Weights, **sizes: Any) -> fx.Node:
+        """A call of the layer with these very weights and sizes, made and named at the first call."""
+        key = (kind, *(weight and weight.key for weight in weights.values()), *sorted(sizes.items()))
         if key not in self._layers:
-            with torch.device("meta"):
-                module = kind(**sizes)
-            for attribute, weight in weights.items():
-                setattr(module, attribute, weight)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.num_batches_tracked = torch.tensor(0)
             self._layers[key] = self.free_name(name)
-            self.root.add_module(self._layers[key], module)
-        return self._layers[key]
+            self.root.add_module(self._layers[key], _layer(kind, weights, sizes))
+        found = self._layers[key]
+        on_meta = {name: tensor.to("meta") for name, tensor in self.root.get_submodule(found).state_dict().items()}
+
+        def run(x: torch.Tensor) -> Any:
+            return torch.func.functional_call(self.root.get_submodule(found), on_meta, (x,))
+
+        return self._run(self.graph.call_module(found, (x,)), run)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _layer(kind: type[nn.Module], weights: Weights, sizes: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        module = kind(**sizes)
+    for attribute, weight in weights.items():
+        if weight is not None:
+            tensor = _tensor(weight.array)
+            setattr(module, attribute, nn.Parameter(tensor) if attribute in module._parameters else tensor)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_batches_tracked = torch.tensor(0)
+    return module.eval()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +205,21 @@ class Call:
             return list(value.items.flat)
         self.fail(f"an input {index} that is computed from the image", "a constant")
 
-    def shape(self, index: int = 0) -> Shape | None:
-        """What is known at import of the input's shape; None if not even its rank is."""
-        return self.builder.shapes.get(self.node.input[index])
+    def shape(self, index: int = 0) -> Shape:
+        """What is known at import of the input's shape: its rank, and the sizes that no input changes."""
+        shape = self.builder.shapes.get(self.node.input[index])
+        if shape is None:
+            return (None,) * self.builder.rank(self.tensor(index))
+        return shape
 
     def rank(self, index: int = 0) -> int:
         """The input's number of axes."""
-        shape = self.shape(index)
-        if shape is None:
-            self.fail("an input of unknown rank", "a graph with inferable shapes")
-        return len(shape)
+        return len(self.shape(index))
 
-    def layer(self, kind: type[nn.Module], x: Any, weights: Mapping[str, torch.Tensor | None], **sizes: Any) -> fx.Node:
+    def size(self, axis: int) -> fx.Node:
+        """The first input's size, read when the network runs."""
+        return self.builder.method("size", self.tensor(0), axis)
+
+    def layer(self, kind: type[nn.Module], x: fx.Node, weights: Weights, **sizes: Any) -> fx.Node:
         """A call of the layer named after this node, or of the one that already has these weights."""
-        name = self.builder.layer(self.name, kind, weights, **sizes)
-        return self.builder.graph.call_module(name, (x,))
+        return self.builder.layer(self.name, kind, x, weights, **sizes)

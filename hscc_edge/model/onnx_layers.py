@@ -10,7 +10,7 @@ import numpy as np
 
 from hscc_edge.errors import extra
 from hscc_edge.model.onnx_constants import Constant
-from hscc_edge.model.onnx_graph import Call
+from hscc_edge.model.onnx_graph import Call, Weight
 
 with extra("workstation"):
     import onnx
@@ -27,7 +27,7 @@ DYNAMIC = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 def same_pads(size: int, kernel: int, stride: int, dilation: int, lower: bool) -> tuple[int, int]:
     """What SAME_UPPER or SAME_LOWER adds before and after an axis of `size`."""
     reach = (kernel - 1) * dilation + 1
-    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    total = torch.sym_max((-(-size // stride) - 1) * stride + reach - size, 0)  # type: ignore[no-untyped-call]
     small, large = total // 2, total - total // 2
     return (large, small) if lower else (small, large)
 
@@ -78,7 +78,7 @@ def window_of(call: Call, kernel: Sequence[int]) -> Window:
     pads: tuple[tuple[int, int], ...] | None = tuple((flat[i], flat[i + n]) for i in range(n))
     lower = mode == "SAME_LOWER"
     if mode.startswith("SAME"):
-        shape = call.shape() or (None,) * (n + 2)
+        shape = call.shape()
         # With a stride of 1 the padding is the same for every size: any will do.
         known = [(kernel[i] * dilation[i] if stride[i] == 1 else shape[i + 2]) for i in range(n)]
         sizes = [size for size in known if size is not None]
@@ -88,20 +88,20 @@ def window_of(call: Call, kernel: Sequence[int]) -> Window:
     return Window(tuple(kernel), stride, dilation, pads, lower)
 
 
-def _weight(call: Call, index: int, change: str = "") -> Any:
+def _weight(call: Call, index: int) -> Weight | None:
     constant = call.constant(index)
     if constant is None:
         if call.has(index):
             call.fail(f"an input {index} that is computed from the image", "a constant")
         return None
-    return call.builder.weight(constant, change, constant.array)
+    return Weight(constant.name, constant.array)
 
 
 def conv(call: Call) -> fx.Node:
     """Conv: an nn.Conv1d, 2d or 3d if the weight is constant."""
     constant, x = call.constant(1), call.tensor(0)
     shape = constant.array.shape if constant else call.shape(1)
-    if shape is None or None in shape or not 3 <= len(shape) <= 5:
+    if None in shape or not 3 <= len(shape) <= 5:
         call.fail(f"a weight of shape {shape}", "3, 4 or 5 known axes")
     kernel = [int(size or 0) for size in shape[2:]]
     window, groups = window_of(call, kernel), int(call.attributes.get("group", 1))
@@ -112,54 +112,32 @@ def conv(call: Call) -> fx.Node:
     if constant is None or (call.has(2) and call.constant(2) is None):
         bias = call.tensor(2) if call.has(2) else None
         return call.emit(DYNAMIC[len(kernel)], x, call.tensor(1), bias, groups=groups, **options)
-    weights = {"weight": _weight(call, 1), "bias": _weight(call, 2)}
-    return call.layer(
-        CONVOLUTIONS[len(kernel)], x, weights, in_channels=shape[1] * groups, out_channels=shape[0], groups=groups,
-        kernel_size=tuple(kernel), bias=call.has(2), **options,
-    )  # fmt: skip
+    sizes = {"in_channels": constant.array.shape[1] * groups, "out_channels": constant.array.shape[0]}
+    options |= {"kernel_size": tuple(kernel), "groups": groups}
+    if call.has(2):
+        weights = {"weight": _weight(call, 1), "bias": _weight(call, 2)}
+        return call.layer(CONVOLUTIONS[len(kernel)], x, weights, **sizes, **options)
+    return _with_bias(
+        call, CONVOLUTIONS[len(kernel)], x, Weight(constant.name, constant.array), len(kernel), **sizes, **options
+    )
 
 
 def conv_transpose(call: Call) -> fx.Node:
-    """ConvTranspose: an nn.ConvTranspose1d, 2d or 3d, cropped if its padding is uneven."""
-    weight = _weight(call, 1)
-    kernel, groups = tuple(weight.shape[2:]), int(call.attributes.get("group", 1))
-    n, window, extra_rows = len(kernel), window_of(call, kernel), call.attributes.get("output_padding")
-    beyond = tuple(extra_rows or (0,) * n)
-    pads, mode = window.pads, call.attributes.get("auto_pad", "NOTSET")
-    if mode.startswith("SAME") or "output_shape" in call.attributes:
-        pads = _transposed_pads(call, window, beyond, mode == "SAME_LOWER")
-    even = pads is not None and all(before == after >= 0 for before, after in pads)
-    padding = tuple(before for before, _ in pads or ()) if even else (0,) * n
+    """ConvTranspose with numbers for its padding: an nn.ConvTranspose1d, 2d or 3d, cropped if that is uneven."""
+    weight, a = _weight(call, 1), call.attributes
+    if weight is None or a.get("auto_pad", "NOTSET") not in ("", "NOTSET") or "output_shape" in a:
+        call.fail("a weight or a padding that is worked out from the image", "constants")
+    kernel, groups = weight.array.shape[2:], int(a.get("group", 1))
+    n, window = len(kernel), window_of(call, kernel)
     node = call.layer(
-        TRANSPOSED[n], call.tensor(0), {"weight": weight, "bias": _weight(call, 2)}, in_channels=weight.shape[0],
-        out_channels=weight.shape[1] * groups, groups=groups, kernel_size=kernel, stride=window.stride,
-        dilation=window.dilation, padding=padding, output_padding=beyond, bias=call.has(2),
+        TRANSPOSED[n], call.tensor(0), {"weight": weight, "bias": _weight(call, 2)}, in_channels=len(weight.array),
+        out_channels=weight.array.shape[1] * groups, groups=groups, kernel_size=kernel, stride=window.stride,
+        dilation=window.dilation, padding=window.even or (0,) * n, bias=call.has(2),
+        output_padding=tuple(a.get("output_padding") or (0,) * n),
     )  # fmt: skip
-    if even:
+    if window.even is not None:
         return node
-    return call.emit(functional.pad, node, [-amount for pair in reversed(pads or ()) for amount in pair])
-
-
-def _transposed_pads(call: Call, window: Window, beyond: Sequence[int], lower: bool) -> tuple[tuple[int, int], ...]:
-    wanted, shape, pads = call.attributes.get("output_shape"), call.shape(), []
-    for i, (kernel, stride, dilation) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
-        total = (kernel - 1) * dilation + 1 - stride + beyond[i]
-        if wanted:
-            size = shape[i + 2] if shape else None
-            if size is None:
-                call.fail("an output_shape for an input of unknown size", "pads")
-            total += stride * size - wanted[-len(window.kernel) :][i]
-        total = max(total, 0)
-        small, large = total // 2, total - total // 2
-        pads.append((large, small) if lower or wanted else (small, large))
-    return tuple(pads)
-
-
-def _linear(call: Call, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> fx.Node:
-    rows, columns = weight.shape
-    return call.layer(
-        nn.Linear, x, {"weight": weight, "bias": bias}, in_features=columns, out_features=rows, bias=bias is not None
-    )
+    return call.emit(functional.pad, node, [-amount for pair in reversed(window.pads or ()) for amount in pair])
 
 
 def matmul(call: Call) -> fx.Node:
@@ -167,25 +145,31 @@ def matmul(call: Call) -> fx.Node:
     constant = call.constant(1)
     if constant is None or constant.array.ndim != 2 or constant.array.dtype.kind != "f":
         return call.emit(torch.matmul, call.tensor(0), call.tensor(1))
-    weight = call.builder.weight(constant, "transposed", constant.array.T)
-    found = _bias_after(call, weight.shape[0])
-    bias = call.builder.weight(found[1], "flat", found[1].array.reshape(-1)) if found else None
-    node = _linear(call, call.tensor(0), weight, bias)
+    columns, rows = constant.array.shape
+    weight = Weight(f"{constant.name} turned", constant.array.T)
+    return _with_bias(call, nn.Linear, call.tensor(0), weight, 0, in_features=columns, out_features=rows)
+
+
+def _with_bias(call: Call, kind: type[nn.Module], x: Any, weight: Weight, after: int, **sizes: Any) -> fx.Node:
+    """The layer, with the bias that an Add puts on it, if its only reader is one; `after` axes follow the channels."""
+    found = _bias_after(call, weight.array.shape[0], after)
+    bias = Weight(found[1].name, found[1].array.reshape(-1)) if found else None
+    node = call.layer(kind, x, {"weight": weight, "bias": bias}, bias=bias is not None, **sizes)
     if found:
         call.builder.merged[found[0].output[0]] = node
     return node
 
 
-def _bias_after(call: Call, width: int) -> tuple[onnx.NodeProto, Constant] | None:
-    consumers, output = call.builder.consumers.get(call.node.output[0], ()), call.node.output[0]
-    node = consumers[0] if len(consumers) == 1 else None
+def _bias_after(call: Call, width: int, after: int) -> tuple[onnx.NodeProto, Constant] | None:
+    output = call.node.output[0]
+    readers = call.builder.consumers.get(output, ())
+    node = readers[0] if len(readers) == 1 else None
     if node is None or node.op_type != "Add":
         return None
     bias = call.builder.constants.get(node.input[1] if node.input[0] == output else node.input[0])
-    shape = call.builder.shapes.get(output)
-    if bias is None or bias.array.size != width or bias.array.shape[-1:] != (width,):
+    if bias is None or bias.array.size != width or bias.array.shape[-after - 1 :] != (width, *(1,) * after):
         return None
-    return (node, bias) if bias.array.ndim <= (len(shape) if shape else 1) else None
+    return (node, bias) if bias.array.ndim <= call.rank() else None
 
 
 def gemm(call: Call) -> fx.Node:
@@ -199,13 +183,19 @@ def gemm(call: Call) -> fx.Node:
         other = call.emit(torch.t, call.tensor(1)) if turned else call.tensor(1)
         return _plus(call, _scaled(call, call.emit(torch.matmul, x, other), alpha), beta)
     array = second.array if turned else second.array.T
-    weight = call.builder.weight(second, f"{turned} {alpha}", array if alpha == 1 else array * array.dtype.type(alpha))
-    row = third is not None and third.array.size in (1, weight.shape[0]) and third.array.shape[:-1] in ((), (1,))
+    weight = Weight(f"{second.name} {turned} {alpha}", array if alpha == 1 else array * array.dtype.type(alpha))
+    row = third is not None and third.array.size in (1, len(array)) and third.array.shape[:-1] in ((), (1,))
     if third is None or not row:
         return _plus(call, _linear(call, x, weight, None), beta)
-    flat = np.broadcast_to(third.array.reshape(-1), (weight.shape[0],))
-    changed = flat if beta == 1 else flat * flat.dtype.type(beta)
-    return _linear(call, x, weight, call.builder.weight(third, f"row {beta} {len(flat)}", changed))
+    flat = np.broadcast_to(third.array.reshape(-1), (len(array),))
+    return _linear(call, x, weight, Weight(f"{third.name} {beta}", flat if beta == 1 else flat * flat.dtype.type(beta)))
+
+
+def _linear(call: Call, x: Any, weight: Weight, bias: Weight | None) -> fx.Node:
+    rows, columns = weight.array.shape
+    return call.layer(
+        nn.Linear, x, {"weight": weight, "bias": bias}, in_features=columns, out_features=rows, bias=bias is not None
+    )
 
 
 def _scaled(call: Call, node: Any, factor: float) -> Any:
@@ -225,8 +215,20 @@ def batch_norm(call: Call) -> fx.Node:
         call.fail("statistics that are computed from the image", "constants")
     weights = {
         "weight": _weight(call, 1), "bias": _weight(call, 2),
-        "running_mean": _weight(call, 3, "statistic"), "running_var": _weight(call, 4, "statistic"),
+        "running_mean": _weight(call, 3), "running_var": _weight(call, 4),
     }  # fmt: skip
-    spatial = max(len(call.shape() or (0,) * 4) - 2, 1)
+    spatial = max(call.rank() - 2, 1)
     epsilon = float(call.attributes.get("epsilon", 1e-5))
     return call.layer(NORMS[spatial], call.tensor(0), weights, num_features=mean.array.size, eps=epsilon)
+
+
+def layer_norm(call: Call) -> fx.Node:
+    """LayerNormalization: an nn.LayerNorm."""
+    scale, bias = call.constant(1), call.constant(2)
+    axis, rank = int(call.attributes.get("axis", -1)), call.rank()
+    if scale is None or scale.array.ndim != rank - axis % rank or (call.has(2) and bias is None):
+        call.fail("a scale or bias that is no constant of the normalised axes", "constants of these axes")
+    return call.layer(
+        nn.LayerNorm, call.tensor(0), {"weight": _weight(call, 1), "bias": _weight(call, 2)},
+        normalized_shape=scale.array.shape, eps=float(call.attributes.get("epsilon", 1e-5)), bias=bias is not None,
+    )  # fmt: skip

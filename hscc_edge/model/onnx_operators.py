@@ -9,16 +9,8 @@ from typing import Any
 from hscc_edge.errors import extra
 from hscc_edge.model.onnx_constants import Value
 from hscc_edge.model.onnx_graph import Call
-from hscc_edge.model.onnx_layers import batch_norm, conv, conv_transpose, gemm, matmul
-from hscc_edge.model.onnx_pools import (
-    average_pool,
-    depth_to_space,
-    max_pool,
-    pad,
-    pool_all,
-    resize,
-    space_to_depth,
-)  # fmt: skip
+from hscc_edge.model.onnx_layers import batch_norm, conv, conv_transpose, gemm, layer_norm, matmul
+from hscc_edge.model.onnx_pools import average_pool, max_pool, pad, pool_all, resize
 from hscc_edge.model.onnx_shapes import SHAPES
 
 with extra("workstation"):
@@ -68,18 +60,10 @@ def _elu(call: Call) -> Result:
     return call.emit(functional.elu, call.tensor(0), float(call.attributes.get("alpha", 1.0)))
 
 
-def _celu(call: Call) -> Result:
-    return call.emit(functional.celu, call.tensor(0), float(call.attributes.get("alpha", 1.0)))
-
-
 def _selu(call: Call) -> Result:
     alpha = float(call.attributes.get("alpha", 1.6732631921768188))
     gamma = float(call.attributes.get("gamma", 1.0507010221481323))
     return call.emit(operator.mul, call.emit(functional.elu, call.tensor(0), alpha), gamma)
-
-
-def _thresholded(call: Call) -> Result:
-    return call.emit(functional.threshold, call.tensor(0), float(call.attributes.get("alpha", 1.0)), 0.0)
 
 
 def hard_sigmoid(x: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
@@ -89,6 +73,8 @@ def hard_sigmoid(x: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
 
 def _hard_sigmoid(call: Call) -> Result:
     alpha, beta = float(call.attributes.get("alpha", 0.2)), float(call.attributes.get("beta", 0.5))
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+        return call.emit(functional.hardsigmoid, call.tensor(0))
     return call.emit(hard_sigmoid, call.tensor(0), alpha, beta)
 
 
@@ -115,7 +101,7 @@ def _softmax(log: bool) -> Operator:
     def apply(call: Call) -> Result:
         old = call.builder.opset < 13
         axis, shape = int(call.attributes.get("axis", 1 if old else -1)), call.shape()
-        if old and not (axis == -1 or (shape is not None and axis == len(shape) - 1)):
+        if old and axis not in (-1, len(shape) - 1):
             return call.emit(flat_softmax, call.tensor(0), axis, log)
         return call.emit(functional.log_softmax if log else functional.softmax, call.tensor(0), dim=axis)
 
@@ -137,13 +123,6 @@ def euclid(x: torch.Tensor, dim: Any, keepdim: bool) -> torch.Tensor:
     return torch.sqrt(torch.sum(x * x, dim, keepdim))
 
 
-def product(x: torch.Tensor, dim: Any, keepdim: bool) -> torch.Tensor:
-    """ReduceProd."""
-    for axis in sorted((axis % x.dim() for axis in dim), reverse=True):
-        x = torch.prod(x, axis, keepdim)
-    return x
-
-
 def _reduce(function: Callable[..., Any]) -> Operator:
     def apply(call: Call) -> Result:
         axes = call.sizes(1, "axes")
@@ -162,17 +141,6 @@ def _argument(function: Callable[..., Any]) -> Operator:
         return call.emit(function, call.tensor(0), call.attributes.get("axis", 0), keep)
 
     return apply
-
-
-def _layer_norm(call: Call) -> Result:
-    axis, scale = int(call.attributes.get("axis", -1)), call.constant(1)
-    shape = call.shape()
-    sizes = shape[axis:] if shape is not None else scale.array.shape if scale is not None else ()
-    if not sizes or None in sizes:
-        call.fail(f"an axis {axis} of unknown size", "a fixed size")
-    bias = call.tensor(2) if call.has(2) else None
-    epsilon = float(call.attributes.get("epsilon", 1e-5))
-    return call.emit(functional.layer_norm, call.tensor(0), list(sizes), call.tensor(1), bias, epsilon)
 
 
 def _instance_norm(call: Call) -> Result:
@@ -213,12 +181,6 @@ def _einsum(call: Call) -> Result:
     return call.emit(torch.einsum, call.attributes["equation"], *(call.tensor(i) for i in range(len(call.values))))
 
 
-def _triangle(call: Call) -> Result:
-    diagonal = int((call.sizes(1) or [0])[0])
-    function = torch.triu if call.attributes.get("upper", 1) else torch.tril
-    return call.emit(function, call.tensor(0), diagonal)
-
-
 def _pass(call: Call) -> Result:
     return call.tensor(0)
 
@@ -229,7 +191,7 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": matmul,
     "Gemm": gemm,
     "BatchNormalization": batch_norm,
-    "LayerNormalization": _layer_norm,
+    "LayerNormalization": layer_norm,
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
     "LRN": _local_response,
@@ -237,40 +199,27 @@ OPERATORS: dict[str, Operator] = {
     "LeakyRelu": _leaky,
     "PRelu": lambda call: call.emit(prelu, call.tensor(0), call.tensor(1)),
     "Elu": _elu,
-    "Celu": _celu,
     "Selu": _selu,
-    "ThresholdedRelu": _thresholded,
     "Sigmoid": _unary(torch.sigmoid),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary(functional.hardswish),
     "Softplus": _unary(functional.softplus),
-    "Softsign": _unary(functional.softsign),
     "Mish": _unary(functional.mish),
     "Gelu": _gelu,
     "Clip": _clip,
     "Softmax": _softmax(log=False),
     "LogSoftmax": _softmax(log=True),
-    **{
-        name: _unary(getattr(torch, name.lower()))
-        for name in (
-            "Tanh",
-            "Erf",
-            "Exp",
-            "Log",
-            "Sqrt",
-            "Neg",
-            "Abs",
-            "Floor",
-            "Ceil",
-            "Round",
-            "Sign",
-            "Reciprocal",
-            "Sin",
-            "Cos",
-            "IsNaN",
-            "IsInf",
-        )
-    },
+    "Tanh": _unary(torch.tanh),
+    "Erf": _unary(torch.erf),
+    "Exp": _unary(torch.exp),
+    "Log": _unary(torch.log),
+    "Sqrt": _unary(torch.sqrt),
+    "Neg": _unary(torch.neg),
+    "Abs": _unary(torch.abs),
+    "Floor": _unary(torch.floor),
+    "Ceil": _unary(torch.ceil),
+    "Reciprocal": _unary(torch.reciprocal),
+    "IsNaN": _unary(torch.isnan),
     "Not": _unary(torch.logical_not),
     "Add": _binary(operator.add),
     "Sub": _binary(operator.sub),
@@ -284,7 +233,6 @@ OPERATORS: dict[str, Operator] = {
     "LessOrEqual": _binary(operator.le),
     "And": _fold(torch.logical_and),
     "Or": _fold(torch.logical_or),
-    "Xor": _fold(torch.logical_xor),
     "Min": _fold(torch.minimum),
     "Max": _fold(torch.maximum),
     "Sum": _fold(torch.add),
@@ -293,13 +241,10 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(torch.sum),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
-    "ReduceProd": _reduce(product),
     "ReduceL1": _reduce(absolute_sum),
     "ReduceL2": _reduce(euclid),
     "ReduceSumSquare": _reduce(square_sum),
-    "ReduceLogSumExp": _reduce(torch.logsumexp),
     "ArgMax": _argument(torch.argmax),
-    "ArgMin": _argument(torch.argmin),
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": pool_all(torch.mean),
@@ -307,11 +252,8 @@ OPERATORS: dict[str, Operator] = {
     "Pad": pad,
     "Resize": resize,
     "Upsample": resize,
-    "DepthToSpace": depth_to_space,
-    "SpaceToDepth": space_to_depth,
     "Identity": _pass,
     "Dropout": _pass,
-    "Trilu": _triangle,
     "Einsum": _einsum,
     **SHAPES,
 }

@@ -146,30 +146,3 @@ def _resize_mode(call: Call, mode: str, place: str, rank: int) -> str:
             call.fail("an unusual cubic interpolation", "two spatial axes and the coefficient -0.75")
         return "bicubic"
     return LINEAR[rank]
-
-
-def depth_to_space(call: Call) -> fx.Node:
-    """DepthToSpace in either order of its channels."""
-    block = call.attributes["blocksize"]
-    if call.attributes.get("mode", "DCR") == "CRD":
-        return call.emit(functional.pixel_shuffle, call.tensor(0), block)
-    return call.emit(unstack, call.tensor(0), block)
-
-
-def unstack(x: torch.Tensor, block: int) -> torch.Tensor:
-    """(B, block block C, H, W) -> (B, C, H block, W block), the block's place being the slowest of the channels."""
-    batch, channels, height, width = x.shape
-    parts = x.reshape(batch, block, block, channels // block**2, height, width).permute(0, 3, 4, 1, 5, 2)
-    return parts.reshape(batch, channels // block**2, height * block, width * block)
-
-
-def stack(x: torch.Tensor, block: int) -> torch.Tensor:
-    """(B, C, H, W) -> (B, block block C, H / block, W / block), the inverse of `unstack`."""
-    batch, channels, height, width = x.shape
-    parts = x.reshape(batch, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
-    return parts.reshape(batch, channels * block**2, height // block, width // block)
-
-
-def space_to_depth(call: Call) -> fx.Node:
-    """SpaceToDepth."""
-    return call.emit(stack, call.tensor(0), call.attributes["blocksize"])

@@ -22,7 +22,7 @@ END = 2**31 - 1
 
 def _flatten(call: Call) -> Value | tuple[Value, ...]:
     axis, shape = int(call.attributes.get("axis", 1)), call.shape()
-    if axis == 1 and (shape is None or len(shape) > 1):
+    if axis == 1 and len(shape) > 1:
         return call.emit(torch.flatten, call.tensor(0), 1)
     return call.emit(flatten_at, call.tensor(0), axis)
 
@@ -36,21 +36,17 @@ def flatten_at(x: torch.Tensor, axis: int) -> torch.Tensor:
     return x.reshape(rows, -1)
 
 
-def _size(call: Call, axis: int) -> fx.Node:
-    return call.builder.graph.call_method("size", (call.tensor(0), axis))
-
-
 def _reshape(call: Call) -> Value | tuple[Value, ...]:
     wanted, shape = call.sizes(1, "shape") or [], call.shape()
     keep_zero = bool(call.attributes.get("allowzero", 0))
     target = [
-        _size(call, axis) if isinstance(size, int) and size == 0 and not keep_zero else size
+        call.size(axis) if isinstance(size, int) and size == 0 and not keep_zero else size
         for axis, size in enumerate(wanted)
     ]
     batch = call.builder.batch
     # The batch that a graph was exported with is no reason to refuse another.
     if batch is not None and wanted and wanted[0] == batch and shape and shape[0] in (None, batch):
-        target[0] = _size(call, 0)
+        target[0] = call.size(0)
     return call.emit(torch.reshape, call.tensor(0), target)
 
 
@@ -58,17 +54,15 @@ def _shape(call: Call) -> Value | tuple[Value, ...]:
     shape = call.shape()
     start, end = int(call.attributes.get("start", 0)), call.attributes.get("end")
     # The first axis is read while the network runs even if the graph fixes it, so that any batch passes.
-    known = (None, *shape[1:]) if shape else shape
-    items = [
-        size if size is not None else _size(call, axis) for axis, size in enumerate(known or (None,) * call.rank())
-    ]
+    known = (None, *shape[1:]) if shape else ()
+    items = [call.size(axis) if size is None else size for axis, size in enumerate(known)]
     return Sizes(np.asarray(items, dtype=object)[start:end])
 
 
 def _squeeze(call: Call) -> Value | tuple[Value, ...]:
     axes, shape = call.sizes(1, "axes"), call.shape()
     if axes is None:
-        axes = [axis for axis, size in enumerate(shape or ()) if size == 1]
+        axes = [axis for axis, size in enumerate(shape) if size == 1]
     return call.emit(torch.squeeze, call.tensor(0), tuple(axes))
 
 
@@ -86,16 +80,15 @@ def _transpose(call: Call) -> Value | tuple[Value, ...]:
     return call.emit(torch.permute, call.tensor(0), tuple(order))
 
 
-def concat(tensors: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
-    """Concatenate; a constant with a batch of one is repeated to the batch of the others."""
-    batch = max((tensor.shape[0] for tensor in tensors), key=lambda size: size != 1)
-    return torch.cat([item.expand(batch, *item.shape[1:]) if item.shape[0] == 1 else item for item in tensors], axis)
-
-
 def _concat(call: Call) -> Value | tuple[Value, ...]:
-    axis, tensors = int(call.attributes["axis"]), [call.tensor(i) for i in range(len(call.values))]
-    lone = [value.array.shape[:1] == (1,) for value in call.values if isinstance(value, Constant)]
-    return call.emit(concat if any(lone) and axis > 0 else torch.cat, tensors, axis)
+    axis, tensors = int(call.attributes["axis"]) % call.rank(), [call.tensor(i) for i in range(len(call.values))]
+    images = [i for i, value in enumerate(call.values) if isinstance(value, fx.Node)]
+    for i, value in enumerate(call.values):
+        # A class token of a graph with a batch of one is meant for every image.
+        if axis > 0 and images and isinstance(value, Constant) and value.array.shape[0] == 1:
+            batch = call.builder.method("size", tensors[images[0]], 0)
+            tensors[i] = call.builder.method("expand", tensors[i], batch, *value.array.shape[1:])
+    return call.emit(torch.cat, tensors, axis)
 
 
 def split_evenly(x: torch.Tensor, parts: int, axis: int) -> tuple[torch.Tensor, ...]:
@@ -149,6 +142,17 @@ def _gather_elements(call: Call) -> Value | tuple[Value, ...]:
     return call.emit(torch.gather, call.tensor(0), call.attributes.get("axis", 0), call.tensor(1))
 
 
+def gather_points(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """GatherND: the last axis of `index` picks from the first axes of `x`."""
+    return x[tuple(index.unbind(-1))]
+
+
+def _gather_points(call: Call) -> Value | tuple[Value, ...]:
+    if call.attributes.get("batch_dims", 0):
+        call.fail(f"batch_dims {call.attributes['batch_dims']}", "0")
+    return call.emit(gather_points, call.tensor(0), call.tensor(1))
+
+
 def expand(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Broadcast both ways, as ONNX's Expand does."""
     lead = len(shape) - x.dim()
@@ -171,7 +175,7 @@ def _type(number: int) -> torch.dtype:
 
 
 def _cast(call: Call) -> Value | tuple[Value, ...]:
-    return call.builder.graph.call_method("to", (call.tensor(0), _type(call.attributes["to"])))
+    return call.builder.method("to", call.tensor(0), _type(call.attributes["to"]))
 
 
 def _constant_of_shape(call: Call) -> Value | tuple[Value, ...]:
@@ -198,6 +202,7 @@ SHAPES: dict[str, Callable[[Call], Value | tuple[Value, ...]]] = {
     "Slice": _slice,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_points,
     "Expand": _expand,
     "Tile": _tile,
     "Cast": _cast,
