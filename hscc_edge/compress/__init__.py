@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from hscc_edge.compress import global_svd, hscc, tucker
+from hscc_edge.compress import hscc
 from hscc_edge.compress.problem import Method
 
 METHODS: dict[str, Method] = {
     "hscc": hscc.candidates,
-    "svd": global_svd.candidates,
-    "tucker": tucker.candidates,
 }

@@ -1,28 +1,29 @@
-"""From a dense bundle, a calibration cohort and a budget to a compressed network and its plan."""
+"""From a dense network and calibration images to compressed networks: prepared once, then one for each budget."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hscc_edge.bundle import WEIGHTS, Bundle, write_bundle
 from hscc_edge.compress import METHODS
-from hscc_edge.compress.allocate import Budget, Option, allocate
-from hscc_edge.compress.cost import LayerShape, layer_shapes
-from hscc_edge.compress.problem import Candidates, Problem, Progress, Settings
-from hscc_edge.compress.refit import refit
+from hscc_edge.compress.allocate import Budget
+from hscc_edge.compress.cost import layer_shapes
+from hscc_edge.compress.problem import Batches, Call, Problem, Progress, Proposal, Settings, call_image
+from hscc_edge.compress.refit import refit as refit_layers
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.subset import choose
 from hscc_edge.errors import CohortError, InputError, ModelError, extra
-from hscc_edge.model.head import parse_head
-from hscc_edge.model.layers import replace
+from hscc_edge.model.fold import Pair, find_pairs, fold
+from hscc_edge.model.head import Head, parse_head
 from hscc_edge.model.load import load_network, weights_of
-from hscc_edge.model.plan import LayerPlan, Plan
+from hscc_edge.model.plan import Plan
 
 with extra("workstation"):
     import torch
@@ -33,45 +34,45 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """A compressed network and the plan that made it."""
+    """A compressed network and the plan that made it; `facts` are what recovery and contract report."""
 
     network: nn.Module
     plan: Plan
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compress(
-    bundle: Bundle, cohort: Cohort, method: str, budget: Budget, settings: Settings, progress: Progress | None = None
-) -> Compressed:
-    """Compress a dense bundle's network; the calibration images are `cohort`, all of it.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A problem that a method has looked at: any budget from here costs no further pass of statistics.
 
-    Time grows with images x network (one pass forward and backward, and for the refit a forward pass a layer); memory
-    with m^2 x regions for each layer, and one batch.
-
-    Raises:
-        InputError: if the method is unknown.
-        ModelError: if the bundle is compressed already.
-        CohortError: if the cohort's classes are not the bundle's.
-        BudgetError: if the budget cannot be met.
+    Attributes:
+        folded: batch norms that were folded into the convolution before them.
     """
-    check_method(method)
-    if bundle.spec.plan is not None:
-        raise ModelError(f"the bundle {bundle.root} is compressed already: give the dense bundle it was made from")
-    if cohort.classes != bundle.spec.labels:
-        raise CohortError(
-            f"the cohort's classes {cohort.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
-        )
-    network = load_network(bundle)
-    shapes = layer_shapes(network, bundle.spec.input_shape)
-    problem = Problem(network, shapes, parse_head(bundle.spec.head), _Batches(bundle, cohort), settings, progress)
-    found = METHODS[method](problem)
-    names = [shape.name for shape in shapes if shape.name in found]
-    chosen = allocate([found[name].options for name in names], _fixed(shapes, found, budget), budget)
-    plan = _plan(method, budget, shapes, dict(zip(names, chosen, strict=True)))
-    compressed = _rebuild(network, plan, found)
-    changed = [layer.name for layer in plan.layers if layer.structure != "dense"]
-    if settings.refit and method == "hscc":
-        refit(network, compressed, changed, problem.batches, progress)
-    return Compressed(compressed, plan)
+
+    method: str
+    problem: Problem
+    proposal: Proposal
+    folded: tuple[Pair, ...]
+
+    def plan(self, budget: Budget) -> Plan:
+        """The plan of least predicted loss.
+
+        Raises:
+            BudgetError: if the budget cannot be met.
+        """
+        return dataclasses.replace(self.proposal.plan(budget), folded=self.folded)
+
+    def build(self, plan: Plan, *, refit: bool = True) -> nn.Module:
+        """The network of a plan; `refit` takes a forward pass a layer over the calibration images."""
+        network = self.proposal.build(plan)
+        if refit:
+            refit_layers(self.problem, network, [layer.name for layer in plan.layers if layer.structure != "dense"])
+        return network
+
+    def compress(self, budget: Budget, *, refit: bool = True) -> Compressed:
+        """Plan and build."""
+        plan = self.plan(budget)
+        return Compressed(self.build(plan, refit=refit), plan)
 
 
 def check_method(method: str) -> None:
@@ -80,14 +81,108 @@ def check_method(method: str) -> None:
         raise InputError(f"the method {method!r} is unknown: expected one of {', '.join(METHODS)}")
 
 
+def prepare(
+    method: str,
+    network: nn.Module,
+    heads: tuple[Head, ...],
+    batches: Batches,
+    settings: Settings | None = None,
+    *,
+    call: Call = call_image,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Prepared:
+    """Fold batch norms and let a method look at a network and its calibration images.
+
+    Time grows with images x (one pass forward and backward); memory with cells x m^2 for each layer, and one batch.
+
+    Args:
+        network: in evaluation mode; it is left as it is.
+        cache: a file for the statistics; the caller keys it by network, images and options.
+
+    Raises:
+        InputError: if the method is unknown.
+        ModelError: if the network cannot take the images.
+        CohortError: if there is no image.
+    """
+    check_method(method)
+    network = copy.deepcopy(network).eval()
+    example = first_image(batches)
+
+    def run(candidate: nn.Module) -> torch.Tensor:
+        return torch.cat([logits.flatten(1) for logits in call(candidate, example)], dim=1)
+
+    layer_shapes(network, run)  # tells first of an example that does not fit
+    folded = find_pairs(network, run)
+    fold(network, folded)
+    problem = Problem(
+        network, layer_shapes(network, run), heads, batches, settings or Settings(), progress, call, cache
+    )
+    return Prepared(method, problem, METHODS[method](problem), folded)
+
+
+def first_image(batches: Batches) -> dict[str, torch.Tensor]:
+    """The first image of a stream, as a batch of one.
+
+    Raises:
+        CohortError: if there is none.
+    """
+    for batch in batches():
+        return {name: values[:1] for name, values in batch.items() if isinstance(values, torch.Tensor)}
+    raise CohortError("the calibration cohort has no image: give a cohort with a train split")
+
+
+def prepare_bundle(
+    bundle: Bundle,
+    calibration: Cohort,
+    method: str,
+    settings: Settings,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Prepared:
+    """Prepare a dense bundle's network on calibration images, all of `calibration`.
+
+    Raises:
+        ModelError: if the bundle is compressed already.
+        CohortError: if the cohort's classes are not the bundle's.
+    """
+    check_method(method)
+    if bundle.spec.plan is not None:
+        raise ModelError(f"the bundle {bundle.root} is compressed already: give the dense bundle it was made from")
+    if calibration.classes != bundle.spec.labels:
+        raise CohortError(
+            f"the cohort's classes {calibration.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
+        )
+    heads = (parse_head(bundle.spec.head),)
+    batches = batches_of(bundle, calibration)
+    return prepare(method, load_network(bundle), heads, batches, settings, progress=progress, cache=cache)
+
+
 def calibration_of(cohort: Cohort, images: int, seed: int) -> Cohort:
     """So many images of the train split, stratified by class."""
     train = cohort.select("train")
     return choose(train, min(images, len(train.instances)), seed)
 
 
+def batches_of(bundle: Bundle, cohort: Cohort) -> Batches:
+    """Streams a cohort's images, preprocessed as the bundle says, in the order of its table."""
+    preprocess = parse_preprocess(bundle.spec.preprocess)
+
+    def batches() -> Iterable[Mapping[str, torch.Tensor]]:
+        return loader(cohort, preprocess, batch_size=BATCH_SIZE, shuffle=False, seed=0, cache=True)
+
+    stream = batches()
+    return lambda: stream
+
+
 def write_compressed(
-    out: Path, bundle: Bundle, compressed: Compressed, calibration: Cohort, settings: Settings, *, replace: bool = False
+    out: Path,
+    bundle: Bundle,
+    compressed: Compressed,
+    calibration: Cohort,
+    settings: Settings,
+    *,
+    replace: bool = False,
 ) -> Bundle:
     """Write the compressed network as a new bundle whose parent is `bundle`."""
     spec = dataclasses.replace(
@@ -96,54 +191,8 @@ def write_compressed(
         plan=compressed.plan.to_json(),
         calibration={"cohort": calibration.digest, "images": len(calibration.instances)},
         parent=bundle.digest,
-        provenance={"settings": dataclasses.asdict(settings), "torch": torch.__version__},
-    )
+        provenance={
+            "settings": dataclasses.asdict(settings), "facts": dict(compressed.facts), "torch": torch.__version__
+        },
+    )  # fmt: skip
     return write_bundle(out, spec, {WEIGHTS: weights_of(compressed.network)}, replace=replace)
-
-
-@dataclass(frozen=True, slots=True)
-class _Batches:
-    bundle: Bundle
-    cohort: Cohort
-
-    def __call__(self) -> Iterable[Mapping[str, torch.Tensor]]:
-        preprocess = parse_preprocess(self.bundle.spec.preprocess)
-        batches: Iterable[Mapping[str, torch.Tensor]] = loader(
-            self.cohort, preprocess, batch_size=BATCH_SIZE, shuffle=False, seed=0
-        )
-        return batches
-
-
-def _fixed(shapes: Iterable[LayerShape], found: Mapping[str, Candidates], budget: Budget) -> int:
-    kept = [shape for shape in shapes if shape.name not in found]
-    return sum(shape.flops if budget.cost == "flops" else shape.params for shape in kept)
-
-
-def _plan(method: str, budget: Budget, shapes: Iterable[LayerShape], chosen: Mapping[str, Option]) -> Plan:
-    return Plan(method, str(budget), tuple(_layer_plan(shape, chosen.get(shape.name)) for shape in shapes))
-
-
-def _layer_plan(shape: LayerShape, option: Option | None) -> LayerPlan:
-    option = option or Option("dense", (), (), shape.flops, shape.params, 0.0)
-    reason = shape.reason or ("cheaper or safer dense" if option.structure == "dense" else "")
-    return LayerPlan(
-        name=shape.name,
-        structure=option.structure,
-        ranks=option.ranks,
-        regions=option.regions,
-        shape=shape.text,
-        flops=option.flops,
-        dense_flops=shape.flops,
-        params=option.params,
-        dense_params=shape.params,
-        loss=option.loss,
-        reason=reason,
-    )
-
-
-def _rebuild(network: nn.Module, plan: Plan, found: Mapping[str, Candidates]) -> nn.Module:
-    compressed = copy.deepcopy(network)
-    for layer in plan.layers:
-        if layer.structure != "dense":
-            replace(compressed, layer.name, found[layer.name].build(layer))
-    return compressed.eval()

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 
+from hscc_edge.compress.gram import contributions, regress
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
 from hscc_edge.compress.problem import Problem
 from hscc_edge.errors import extra
@@ -47,17 +48,13 @@ class Features:
     def captured(self, weight: torch.Tensor) -> tuple[torch.Tensor, float]:
         """What the first 1, 2, ... d features keep (d,), and the whole, in the metric `weight` (m, m)."""
         covariance, d = _measured(self).covariance, self.size
-        gram, cross = covariance[:d, :d], covariance[d:, :d]
-        lower = torch.linalg.cholesky(gram + _jitter(gram))
-        directions = torch.linalg.solve_triangular(lower, cross.T, upper=False).T
-        gains = ((weight @ directions) * directions).sum(0)
+        gains = contributions(covariance[:d, :d], covariance[d:, :d], weight)
         return torch.cumsum(gains, 0), float((weight * covariance[d:, d:]).sum())
 
     def expand(self, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """U (m, columns) of the first features and the bias (m,)."""
         moments, d = _measured(self), self.size
-        gram, cross = moments.covariance[:columns, :columns], moments.covariance[d:, :columns]
-        found = torch.linalg.solve(gram + _jitter(gram), cross.T).T
+        found = regress(moments.covariance[:columns, :columns], moments.covariance[d:, :columns])
         return found, moments.mean[d:] - found @ moments.mean[:columns]
 
 
@@ -65,10 +62,6 @@ def _measured(features: Features) -> Moments:
     if features.moments is None:
         raise RuntimeError("these features were not measured yet: call measure() first")
     return features.moments
-
-
-def _jitter(gram: torch.Tensor) -> torch.Tensor:
-    return 1e-7 * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
 
 
 @dataclass

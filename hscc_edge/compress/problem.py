@@ -115,12 +115,16 @@ def pair_option(shape: LayerShape, rank: int, loss: float) -> Option:
 
 @dataclass(frozen=True, slots=True)
 class LayerwiseProposal:
-    """Options for each layer by itself; one allocation picks."""
+    """Options for each layer by itself; one allocation picks.
+
+    `fixed_latency_ms` is what the network takes beside these layers; NaN until they are timed.
+    """
 
     method: str
     network: nn.Module
     shapes: tuple[LayerShape, ...]
     candidates: Mapping[str, Candidates]
+    fixed_latency_ms: float = math.nan
 
     def plan(self, budget: Budget) -> Plan:
         """See `Proposal`.
@@ -131,7 +135,8 @@ class LayerwiseProposal:
         """
         names = [shape.name for shape in self.shapes if shape.name in self.candidates]
         kept = [dense_option(shape) for shape in self.shapes if shape.name not in self.candidates]
-        fixed = 0.0 if budget.cost == "latency" else sum(option.cost(budget.cost) for option in kept)
+        timed = budget.cost == "latency"
+        fixed = self.fixed_latency_ms if timed else sum(option.cost(budget.cost) for option in kept)
         options = [self.candidates[name].options for name in names]
         dense = fixed + sum(layer[0].cost(budget.cost) for layer in options)
         if math.isnan(dense):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Option
-from hscc_edge.compress.moments import Moments
+from hscc_edge.compress.gram import contributions, regress
 from hscc_edge.compress.problem import aligned_ranks
 from hscc_edge.compress.regions import split_path
 from hscc_edge.compress.solved import Solved, Structure
@@ -78,22 +78,9 @@ def _energy(solved: Solved, box: Box) -> float:
 
 
 def captured(solved: Solved, box: Box, basis: torch.Tensor) -> torch.Tensor:
-    """(k,): what the region's own expand keeps with the first 1, 2, ... k columns of the basis.
-
-    With B^T C B = R^T R the columns of C B R^-1 are orthogonal contributions: sum of their norms in the metric.
-    """
-    covariance = solved.moments(box).covariance
-    cross = covariance @ basis  # (m, k)
-    gram = basis.T @ cross
-    gram = gram + _jitter(gram)
-    lower = torch.linalg.cholesky(gram)
-    directions = torch.linalg.solve_triangular(lower, cross.T, upper=False).T  # C B R^-1
-    return torch.cumsum(((_weight(solved, box) @ directions) * directions).sum(0), 0)
-
-
-def _jitter(gram: torch.Tensor) -> torch.Tensor:
-    scale = gram.diagonal().mean().clamp_min(1e-30)
-    return 1e-9 * scale * torch.eye(len(gram), dtype=gram.dtype)
+    """(k,): what the region's own expand keeps with the first 1, 2, ... k columns of the basis."""
+    cross = solved.moments(box).covariance @ basis  # (m, k)
+    return torch.cumsum(contributions(basis.T @ cross, cross, _weight(solved, box)), 0)
 
 
 def fill(module: nn.Module, solved: Solved, plan: LayerPlan) -> None:
@@ -103,19 +90,12 @@ def fill(module: nn.Module, solved: Solved, plan: LayerPlan) -> None:
     expands, biases = [], []
     for box in plan.regions:
         moments = solved.moments(box)
-        expand = _regress(moments, basis)
+        cross = moments.covariance @ basis
+        expand = regress(basis.T @ cross, cross)
         expands.append(expand)
         biases.append(moments.mean - expand @ (basis.T @ (moments.mean - bias)))
     if isinstance(module, SharedReduce):
         factors.fill_shared(module, basis.T @ matrix, expands, biases)
-
-
-def _regress(moments: Moments, basis: torch.Tensor) -> torch.Tensor:
-    """U = C B (B^T C B)^-1, the best expand (m, r) of z = B^T y in one region."""
-    cross = moments.covariance @ basis
-    gram = basis.T @ cross
-    expand: torch.Tensor = torch.linalg.solve(gram + _jitter(gram), cross.T).T
-    return expand
 
 
 STRUCTURE = Structure(options, fill)

@@ -1,0 +1,127 @@
+"""A single layer, dense or factorised, as an ONNX graph with fresh weights: what a runtime needs to time it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hscc_edge.errors import ModelError, extra
+from hscc_edge.model.convolution import CONVOLUTIONS, numbers, padding_of
+
+with extra("workstation"):
+    import onnx
+    import torch
+    from onnx import TensorProto, helper, numpy_helper
+    from torch import fx, nn
+    from torch.nn import functional
+
+OPSET = 18
+
+
+@dataclass(slots=True)
+class _Graph:
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def constant(self, values: object) -> str:
+        name = f"constant{len(self.constants)}"
+        array = values.detach().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.int64)
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, operation: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
+        self.nodes.append(helper.make_node(operation, list(inputs), [output], **attributes))
+
+
+def layer_graph(module: nn.Module, shape: Sequence[int]) -> bytes:
+    """The graph of one layer: input "image" of this shape, batch first, output "logits".
+
+    Raises:
+        ModelError: if the layer computes something that is not known here.
+    """
+    traced, graph = fx.symbolic_trace(module.eval()), _Graph()
+    given = ""
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            graph.node("Identity", [node.args[0].name], "logits")
+        elif node.op == "placeholder":
+            given = node.name
+            graph.node("Identity", ["image"], given)
+        elif node.op != "get_attr":
+            _emit(graph, traced, node)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes, "layer", [helper.make_tensor_value_info("image", TensorProto.FLOAT, list(shape))],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)], graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10,
+    )  # fmt: skip
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _emit(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
+    if node.op == "call_module":
+        _module(graph, traced.get_submodule(str(node.target)), node.args[0].name, node.name)  # type: ignore[union-attr]
+    elif node.target in FUNCTIONS:
+        FUNCTIONS[node.target](graph, traced, node)
+    else:
+        raise ModelError(f"a layer with {node.target} cannot be timed: leave its structure out of the search")
+
+
+def _module(graph: _Graph, module: nn.Module, given: str, output: str) -> None:
+    if isinstance(module, CONVOLUTIONS):
+        pads = padding_of(module)
+        graph.node(
+            "Conv", [given, *_weights(graph, module)], output, kernel_shape=list(module.kernel_size),
+            strides=list(numbers(module.stride)), dilations=list(numbers(module.dilation)), group=module.groups,
+            pads=[*pads, *pads],
+        )  # fmt: skip
+    elif isinstance(module, nn.Linear):
+        graph.node("Gemm", [given, *_weights(graph, module)], output, transB=1)
+    elif isinstance(module, nn.ReLU):
+        graph.node("Relu", [given], output)
+    else:
+        raise ModelError(f"a layer with {type(module).__name__} cannot be timed: leave its structure out of the search")
+
+
+def _weights(graph: _Graph, module: nn.Module) -> list[str]:
+    bias = module.bias
+    return [graph.constant(module.weight), *([graph.constant(bias)] if bias is not None else [])]
+
+
+def _slice(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
+    source, where = node.args
+    cuts = [(axis, part) for axis, part in enumerate(where) if part != slice(None)]  # type: ignore[arg-type]
+    starts, ends, axes = [cut.start for _, cut in cuts], [cut.stop for _, cut in cuts], [axis for axis, _ in cuts]
+    inputs = [source.name, *(graph.constant(values) for values in (starts, ends, axes))]  # type: ignore[union-attr]
+    graph.node("Slice", inputs, node.name)
+
+
+def _pad(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
+    source, widths = node.args[0], node.args[1]
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]  # type: ignore[index,call-overload]
+    pads = [0, 0, *(low for low, _ in pairs), 0, 0, *(high for _, high in pairs)]
+    graph.node("Pad", [source.name, graph.constant(pads)], node.name)  # type: ignore[union-attr]
+
+
+def _concat(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
+    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    graph.node("Concat", [item.name for item in node.args[0]], node.name, axis=axis)  # type: ignore[union-attr]
+
+
+def _gather(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
+    source, axis, channels = node.args
+    values = traced.get_buffer(str(channels.target))  # type: ignore[union-attr]
+    graph.node("Gather", [source.name, graph.constant(values)], node.name, axis=axis)  # type: ignore[union-attr]
+
+
+FUNCTIONS: dict[object, Callable[[_Graph, fx.GraphModule, fx.Node], None]] = {
+    operator.getitem: _slice,
+    functional.pad: _pad,
+    torch.cat: _concat,
+    "index_select": _gather,
+}
