@@ -22,7 +22,13 @@ AVERAGES: dict[int, Callable[..., torch.Tensor]] = {
 }
 LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-HALF_PIXEL = ("half_pixel", "pytorch_half_pixel")
+NEAREST = {
+    ("asymmetric", "floor"): "nearest",
+    ("half_pixel", "round_prefer_floor"): "nearest-exact",
+    ("half_pixel", "round_prefer_ceil"): "nearest-exact",
+    ("tf_half_pixel_for_nn", "floor"): "nearest-exact",
+}
+"""Torch's word for ONNX's pair of coordinates and rounding."""
 
 
 def _window(call: Call) -> tuple[Window, tuple[int, ...] | None, bool]:
@@ -109,40 +115,33 @@ def _grown(sizes: Sequence[int], pads: Sequence[int]) -> list[int]:
 
 
 def resize(call: Call) -> fx.Node:
-    """Resize or Upsample of the spatial axes: nearest, linear or cubic."""
-    rank, mode = call.rank(), call.attributes.get("mode", "nearest")
-    old = call.node.op_type == "Upsample" or call.builder.opset < 11
-    place = call.attributes.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
-    scales = call.sizes(1 if old else 2, "scales") or None
+    """Resize, or Upsample, of the spatial axes: nearest, linear or cubic."""
+    rank, old = call.rank(), call.builder.opset < 11
+    scales = call.sizes(1 if old else 2) or None
     sizes = None if old or scales else call.sizes(3)
-    axes = call.attributes.get("axes") or list(range(rank))
-    if {axis % rank for axis in axes} - set(range(2, rank)) and (scales or sizes):
-        fixed = [i for i, axis in enumerate(axes) if axis % rank < 2]
-        if scales and any(scales[i] != 1 for i in fixed):
-            call.fail(f"the scales {scales}", "1 for batch and channels")
-    if sorted(axis % rank for axis in axes)[-(rank - 2) :] != list(range(2, rank)):
+    axes = [axis % rank for axis in call.attributes.get("axes") or range(rank)]
+    if not set(range(2, rank)) <= set(axes):
         call.fail(f"the axes {axes}", "all spatial axes")
-    spatial = [i for i, axis in enumerate(axes) if axis % rank >= 2]
-    options: dict[str, Any] = {"mode": _resize_mode(call, mode, place, rank)}
-    if scales:
-        options["scale_factor"] = [scales[i] for i in spatial]
-    elif sizes:
-        options["size"] = [sizes[i] for i in spatial]
-    else:
-        call.fail("neither scales nor sizes", "one of them")
-    if mode != "nearest":
-        options["align_corners"] = place == "align_corners"
-        options["antialias"] = bool(call.attributes.get("antialias", 0))
+    if scales and any(scale != 1 for axis, scale in zip(axes, scales, strict=True) if axis < 2):
+        call.fail(f"the scales {scales}", "1 for batch and channels")
+    options: dict[str, Any] = _interpolation(call, rank, old)
+    given = dict(zip(axes, scales or sizes or (), strict=True))
+    options["scale_factor" if scales else "size"] = [given[axis] for axis in range(2, rank)]
     return call.emit(functional.interpolate, call.tensor(0), **options)
 
 
-def _resize_mode(call: Call, mode: str, place: str, rank: int) -> str:
+def _interpolation(call: Call, rank: int, old: bool) -> dict[str, Any]:
+    a = call.attributes
+    mode, place = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
-        return "nearest" if place == "asymmetric" else "nearest-exact"
-    if place not in (*HALF_PIXEL, "align_corners"):
-        call.fail(f"the coordinates {place} for {mode}", "half_pixel or align_corners")
-    if mode == "cubic":
-        if rank != 4 or call.attributes.get("cubic_coeff_a", -0.75) != -0.75:
-            call.fail("an unusual cubic interpolation", "two spatial axes and the coefficient -0.75")
-        return "bicubic"
-    return LINEAR[rank]
+        rounding = "floor" if old else a.get("nearest_mode", "round_prefer_floor")
+        place = "asymmetric" if old else place
+        if (place, rounding) not in NEAREST:
+            call.fail(f"the coordinates {place} and {rounding}", "such as torch or TensorFlow has")
+        return {"mode": NEAREST[place, rounding]}
+    if old or place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        call.fail(f"the coordinates {'asymmetric' if old else place} for {mode}", "half_pixel or align_corners")
+    if a.get("antialias", 0) or (mode == "cubic" and (rank != 4 or a.get("cubic_coeff_a", -0.75) != -0.75)):
+        call.fail(f"an unusual {mode} interpolation", "none against aliases, and -0.75 as the coefficient of a cubic one")
+    name = "bicubic" if mode == "cubic" else LINEAR[rank]
+    return {"mode": name, "align_corners": place == "align_corners"}

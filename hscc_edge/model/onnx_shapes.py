@@ -114,7 +114,7 @@ def _slice(call: Call) -> Value | tuple[Value, ...]:
     x = call.tensor(0)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 0:
-            if step != -1 or start not in (-1, *range(END, 2**63)) or end > -END:
+            if step != -1 or not (start == -1 or start >= END) or end > -END:
                 call.fail(f"the step {step} from {start} to {end}", "a positive step, or the whole axis turned over")
             x = call.emit(torch.flip, x, (axis,))
             continue
