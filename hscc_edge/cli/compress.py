@@ -1,10 +1,10 @@
-"""`hscc-edge compress`: a dense bundle and a budget become a smaller bundle."""
+"""`hscc-edge compress`: a dense bundle and a budget or a contract become a smaller bundle."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,76 +12,176 @@ from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from hscc_edge.compress.compression import Compressed
+    from hscc_edge.compress.job import Job
     from hscc_edge.compress.problem import Settings
-    from hscc_edge.model.plan import LayerPlan, Plan
+    from hscc_edge.model.plan import LayerPlan
 
 
 def compress(
     bundle: Annotated[Path, typer.Argument(help="Dense bundle.")],
     cohort: Annotated[Path, typer.Option(help="Cohort whose train split holds the calibration images.")],
     out: Annotated[Path, typer.Option(help="New bundle directory.")],
-    method: Annotated[str, typer.Option(help="hscc, svd (weight-only) or tucker.")] = "hscc",
-    budget: Annotated[str, typer.Option(help="flops=6x or params=10x.")] = "flops=6x",
-    regions: Annotated[str, typer.Option(help="Regions of a feature map, rows x columns; 1x1 for none.")] = "3x3",
-    structures: Annotated[
-        str, typer.Option(help="What hscc may use: one-region, shared-reduce, own-factors.")
-    ] = "one-region,shared-reduce",
+    method: Annotated[
+        str, typer.Option(help="hscc, or a baseline: svd, data-svd, tucker, alds, cp, pruning.")
+    ] = "hscc",
+    budget: Annotated[str, typer.Option(help="flops=6x, params=10x, bytes=5MB or latency=3.5ms.")] = "",
+    max_drop: Annotated[float | None, typer.Option(help="Contract: accuracy may fall by so many points.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Contract: largest mean KL from the original, nats.")] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Per cent; --max-drop then holds for the interval's lower bound.")
+    ] = None,
+    currency: Annotated[str, typer.Option(help="What a contract saves: flops, params, bytes, latency.")] = "flops",
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan (JSON) instead of planning.")] = None,
+    structures: Annotated[str, typer.Option(help="What hscc may use, or all.")] = "",
+    cells: Annotated[str, typer.Option(help="Finest regions measured, rows x columns; 1x1 for none.")] = "6x6",
+    regions: Annotated[int, typer.Option(help="Most regions of a layer.")] = 9,
+    clusters: Annotated[int, typer.Option(help="Most clusters of input channels.")] = 4,
     align: Annotated[int, typer.Option(help="Ranks are multiples of this.")] = 8,
-    refit: Annotated[bool, typer.Option(help="Refit hscc's factors layer by layer.")] = True,
+    damping: Annotated[float, typer.Option(help="Of the gradients' second moment, as a share of its mean.")] = 1e-3,
+    refit: Annotated[bool, typer.Option(help="Refit the factors layer by layer.")] = True,
+    moves: Annotated[int, typer.Option(help="Evaluations of true KL to spend on coordinate moves.")] = 0,
+    distill: Annotated[float, typer.Option(help="Seconds of label-free distillation on the train split.")] = 0.0,
+    threads: Annotated[int, typer.Option(help="Of the runtime, for a latency.")] = 1,
+    table: Annotated[Path | None, typer.Option(help="Latency table: read if it is there, else written.")] = None,
     images: Annotated[int, typer.Option(help="Calibration images.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the calibration choice and the sampled labels.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Directory that keeps statistics between runs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compress a bundle's network to a budget: never above it, less than one rank step below.
+    """Compress a bundle's network: to a budget, never above it; or as far as an accuracy contract holds.
 
-    Example: hscc-edge compress dense --cohort cohort --method hscc --budget flops=6x --out small
+    Example: hscc-edge compress dense --cohort cohort --budget flops=6x --out small
+    Example: hscc-edge compress dense --cohort cohort --max-drop 0.5 --confidence 95 --distill 90 --out small
     """
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.compress import compression
-    from hscc_edge.compress.allocate import parse_budget
+    from hscc_edge.compress import compression, job
     from hscc_edge.data.cohort import read_cohort
 
     output, started = Output(as_json), time.perf_counter()
     compression.check_method(method)
-    limit, settings = parse_budget(budget), _settings(regions, structures, align, refit, seed)
-    dense = read_bundle(bundle)
-    calibration = compression.calibration_of(read_cohort(cohort), images, seed)
+    settings = _settings(structures, cells, regions, clusters, align, damping, seed)
+    asked = job.Job(
+        method=method, **_goal(budget, max_drop, max_kl, confidence, plan), currency=_currency(currency),
+        settings=settings, refit=refit, moves=moves, distill_s=distill, threads=threads, table=table,
+    )  # fmt: skip
+    job.check_job(asked)
+    dense, whole = read_bundle(bundle), read_cohort(cohort)
+    calibration = compression.calibration_of(whole, images, seed)
+    kept = None if cache is None else cache / f"{compression.cache_key(dense, calibration, settings)}.safetensors"
     with output.progress(f"compress by {method}") as advance:
-        compressed = compression.compress(dense, calibration, method, limit, settings, advance)
+        compressed = job.run(asked, dense, whole, calibration, advance, kept)
     written = compression.write_compressed(out, dense, compressed, calibration, settings, replace=overwrite)
     seconds = time.perf_counter() - started
-    _show(output, compressed.plan, seconds)
+    _show(output, compressed, asked, seconds)
+    found = compressed.plan
     output.result(
-        {"bundle": str(out), "digest": written.digest, "seconds": seconds, "flops": compressed.plan.flops,
-         "dense_flops": compressed.plan.dense_flops, "plan": compressed.plan.to_json()}
+        {"bundle": str(out), "digest": written.digest, "seconds": seconds, "flops": found.flops,
+         "dense_flops": found.dense_flops, "facts": dict(compressed.facts), "plan": found.to_json()}
     )  # fmt: skip
 
 
-def _settings(regions: str, structures: str, align: int, refit: bool, seed: int) -> Settings:
+def _goal(
+    budget: str, max_drop: float | None, max_kl: float | None, confidence: float | None, plan: Path | None
+) -> dict[str, Any]:
+    """The job's budget, contract and plan."""
+    from hscc_edge.compress.allocate import parse_budget
+    from hscc_edge.compress.contract import Contract, check_contract
+    from hscc_edge.model.plan import read_plan
+
+    contract = None
+    if any(value is not None for value in (max_drop, max_kl, confidence)):
+        contract = Contract(max_drop, max_kl, confidence)
+        check_contract(contract)
+    if not budget and contract is None and plan is None:
+        budget = "flops=6x"
+    return {
+        "budget": parse_budget(budget) if budget else None,
+        "contract": contract,
+        "plan": read_plan(plan) if plan is not None else None,
+    }
+
+
+def _currency(name: str) -> str:
+    from hscc_edge.compress.allocate import COSTS
+
+    if name not in COSTS:
+        raise InputError(f"--currency is {name!r}: expected one of {', '.join(COSTS)}")
+    return name
+
+
+def _settings(
+    structures: str, cells: str, regions: int, clusters: int, align: int, damping: float, seed: int
+) -> Settings:
     from hscc_edge.compress.problem import Settings
-    from hscc_edge.model.plan import STRUCTURES
+    from hscc_edge.compress.structures import STRUCTURES
 
-    rows, _, columns = regions.partition("x")
-    if not (rows.isdigit() and columns.isdigit() and int(rows) > 0 and int(columns) > 0):
-        raise InputError(f"--regions is {regions!r}: expected rows x columns, such as 3x3")
-    chosen = tuple(structures.split(","))
-    known = tuple(name for name in STRUCTURES if name not in ("dense", "tucker-2"))
-    if unknown := [name for name in chosen if name not in known]:
-        raise InputError(f"--structures has {unknown[0]!r}: expected some of {', '.join(known)}")
-    if align < 1:
-        raise InputError(f"--align is {align}: expected 1 or more, such as 8")
-    return Settings((int(rows), int(columns)), chosen, align, refit, seed)
+    sizes = cells.split("x")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise InputError(f"--cells is {cells!r}: expected rows x columns, such as 6x6")
+    chosen = Settings().structures if not structures else tuple(structures.split(","))
+    chosen = tuple(STRUCTURES) if chosen == ("all",) else chosen
+    if unknown := [name for name in chosen if name not in STRUCTURES]:
+        raise InputError(f"--structures has {unknown[0]!r}: expected some of {', '.join(STRUCTURES)}, or all")
+    for name, value in (("--align", align), ("--regions", regions), ("--clusters", clusters)):
+        if value < 1:
+            raise InputError(f"{name} is {value}: expected 1 or more")
+    if not 0 < damping <= 1:
+        raise InputError(f"--damping is {damping}: expected more than 0 and at most 1, such as 0.001")
+    return Settings(tuple(int(size) for size in sizes), regions, clusters, chosen, align, damping, seed)
 
 
-def _show(output: Output, plan: Plan, seconds: float) -> None:
+def _show(output: Output, compressed: Compressed, asked: Job, seconds: float) -> None:
+    plan = compressed.plan
     total = sum(layer.loss for layer in plan.layers) or 1.0
     rows = [_row(layer, total) for layer in plan.layers]
     title = (
         f"{plan.method}, {plan.budget}: {plan.dense_flops / 1e6:.1f} -> {plan.flops / 1e6:.1f} MFLOP "
-        f"({plan.dense_flops / plan.flops:.2f}x) in {seconds:.1f} s"
+        f"({plan.dense_flops / plan.flops:.2f}x), {plan.dense_params / plan.params:.1f}x fewer parameters, "
+        f"in {seconds:.1f} s"
     )
-    output.table(title, ("layer", "shape", "structure", "rank", "regions", "MFLOP", "after", "share of loss"), rows)
+    columns = ("layer", "shape", "structure", "rank", "regions", "MFLOP", "after", "share of loss")
+    output.table(title, columns, rows)
+    for line in _remarks(compressed, asked):
+        output.say(line)
+
+
+def _remarks(compressed: Compressed, asked: Job) -> list[str]:
+    facts, lines = compressed.facts, []
+    if "latency" in facts:
+        found = facts["latency"]
+        lines.append(
+            f"measured on ONNX Runtime's CPU, {asked.threads} thread(s): {found['latency_ms']:.2f} ms, "
+            f"{found['speedup']:.2f}x; the first plan was predicted {found['predicted_ms']:.2f} ms and took "
+            f"{found['measured_ms']:.2f} ms"
+        )
+    if "moves" in facts:
+        found = facts["moves"]
+        lines.append(
+            f"moves: KL {found['first_kl']:.4f} -> {found['last_kl']:.4f} on the calibration images, "
+            f"{found['evaluations']} evaluations"
+        )
+    if "distillation" in facts:
+        found = facts["distillation"]
+        lines.append(
+            f"distillation: KL {found['before']:.4f} -> {found['after']:.4f} on images set aside, {found['steps']} steps "
+            f"in {found['seconds']:.0f} s"
+        )
+    if "validation" in facts:
+        lines += _contract_remarks(facts)
+    return lines
+
+
+def _contract_remarks(facts: Any) -> list[str]:
+    best = max((trial for trial in facts["trials"] if trial["holds"]), key=lambda trial: trial["kl"])
+    kind = "point estimate" if facts["point_estimate"] else "lower bound of the paired interval"
+    line = (
+        f"contract held on {best['cases']} cases ({facts['validation']}; {kind}): KL {best['kl']:.4f}, accuracy "
+        f"{best['difference_points']:+.2f} points (from {best['low_points']:+.2f}); {len(facts['trials'])} tries"
+    )
+    needed = facts.get("cases_needed")
+    return [line, *([f"cases at which the lower bound would hold as well: {needed}"] if needed else [])]
 
 
 def _row(layer: LayerPlan, total: float) -> tuple[object, ...]:

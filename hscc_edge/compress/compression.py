@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +163,12 @@ def calibration_of(cohort: Cohort, images: int, seed: int) -> Cohort:
     """So many images of the train split, stratified by class."""
     train = cohort.select("train")
     return choose(train, min(images, len(train.instances)), seed)
+
+
+def cache_key(bundle: Bundle, calibration: Cohort, settings: Settings) -> str:
+    """Names the statistics of a bundle's network on calibration images under these settings."""
+    facts = (bundle.digest, calibration.digest, settings.cells, settings.seed)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
 def batches_of(bundle: Bundle, cohort: Cohort) -> Batches:

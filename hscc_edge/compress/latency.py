@@ -237,7 +237,12 @@ class Timed:
 
 
 def fit(
-    proposal: LayerwiseProposal, table: Table, budget: Budget, dense: bytes, image: NDArray[np.float32], threads: int = 1
+    proposal: LayerwiseProposal,
+    table: Table,
+    budget: Budget,
+    dense: bytes,
+    image: NDArray[np.float32],
+    threads: int = 1,
 ) -> Timed:
     """The plan of least predicted loss whose network, timed as a whole, is within a latency budget.
 

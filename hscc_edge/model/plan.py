@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hscc_edge.errors import BundleError
@@ -123,6 +125,23 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON objects."""
         return {"version": VERSION, **dataclasses.asdict(self)}
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a JSON file: a plan itself, or what `compress --json` printed.
+
+    Raises:
+        BundleError: if it is missing, no JSON, or no plan.
+    """
+    if not path.is_file():
+        raise BundleError(f"the plan {path} does not exist: give a JSON file with a plan")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"the plan {path} is not JSON ({error}): mend that line") from error
+    if not isinstance(raw, dict):
+        raise BundleError(f"the plan {path} is no JSON object: give a file with a plan")
+    return parse_plan(raw.get("plan", raw))
 
 
 def parse_plan(raw: Mapping[str, Any]) -> Plan:

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from hscc_edge.model.head import Head, kl
 from hscc_edge.validate.predict import Case
 
+LEVEL = 0.95
 RESAMPLES = 10_000
 
 
@@ -20,8 +21,8 @@ class Comparison:
     """Candidate minus reference.
 
     Attributes:
-        difference, low, high: of accuracy, with the 95 % percentile interval of a bootstrap over patients, so that
-            several cases of one patient do not count as independent.
+        difference, low, high: of accuracy, with the percentile interval (95 % unless said otherwise) of a bootstrap
+            over patients, so that several cases of one patient do not count as independent.
         only_reference, only_candidate: cases that just one of them decides rightly.
         p_value: exact McNemar test of equal accuracy (binomial on those cases).
         agreement: share of cases with the same decision.
@@ -31,6 +32,7 @@ class Comparison:
     difference: float
     low: float
     high: float
+    cases: int
     patients: int
     only_reference: int
     only_candidate: int
@@ -40,8 +42,10 @@ class Comparison:
     kl_se: float
 
 
-def compare(reference: Sequence[Case], candidate: Sequence[Case], head: Head, seed: int = 0) -> Comparison:
-    """Compare the decisions of two classifiers on the same cases, in the same order."""
+def compare(
+    reference: Sequence[Case], candidate: Sequence[Case], head: Head, seed: int = 0, level: float = LEVEL
+) -> Comparison:
+    """Compare the decisions of two classifiers on the same cases, in the same order; intervals at `level`."""
     first, second = (
         np.array([case.decision.label == case.label for case in cases]) for cases in (reference, candidate)
     )
@@ -51,13 +55,14 @@ def compare(reference: Sequence[Case], candidate: Sequence[Case], head: Head, se
     images = np.array([len(part) for part in divergence], dtype=float)
     draws = _resampled(patients, np.stack([gain, np.ones_like(gain), [d.sum() for d in divergence], images]), seed)
     differences, mean_kl = draws[0] / draws[1], draws[2] / draws[3]
-    low, high = np.percentile(differences, (2.5, 97.5))
+    low, high = np.percentile(differences, (50 - 50 * level, 50 + 50 * level))
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     same = [a.decision.label == b.decision.label for a, b in zip(reference, candidate, strict=True)]
     return Comparison(
         difference=float(gain.mean()),
         low=float(low),
         high=float(high),
+        cases=len(reference),
         patients=len(set(patients)),
         only_reference=only_first,
         only_candidate=only_second,

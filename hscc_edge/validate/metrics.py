@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.errors import extra
+from hscc_edge.validate.compare import LEVEL
 
 with extra("workstation"):
     from sklearn.metrics import confusion_matrix, f1_score
     from statsmodels.stats.proportion import proportion_confint
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
