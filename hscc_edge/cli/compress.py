@@ -165,8 +165,8 @@ def _remarks(compressed: Compressed, asked: Job) -> list[str]:
     if "distillation" in facts:
         found = facts["distillation"]
         lines.append(
-            f"distillation: KL {found['before']:.4f} -> {found['after']:.4f} on images set aside, {found['steps']} steps "
-            f"in {found['seconds']:.0f} s"
+            f"distillation: KL {found['before']:.4f} -> {found['after']:.4f} on images set aside, "
+            f"{found['steps']} steps in {found['seconds']:.0f} s"
         )
     if "validation" in facts:
         lines += _contract_remarks(facts)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hscc_edge.bundle import Bundle
 from hscc_edge.compress import latency
 from hscc_edge.compress.allocate import Budget
-from hscc_edge.compress.compression import BATCH_SIZE, Compressed, Prepared, batches_of, first_image, prepare_bundle
+from hscc_edge.compress.compression import BATCH_SIZE, Compressed, Prepared, first_image, prepare_bundle
 from hscc_edge.compress.contract import Contract, cases_needed, judge_of, strongest, validation_of
 from hscc_edge.compress.distill import Distillation, distill
 from hscc_edge.compress.moves import move
@@ -72,7 +72,8 @@ def check_job(job: Job) -> None:
     given = [name for name in ("budget", "contract", "plan") if getattr(job, name) is not None]
     if len(given) != 1:
         raise InputError(
-            f"{' and '.join(given) or 'nothing'} was asked for: give one of --budget, --max-drop or --max-kl, and --plan"
+            f"{' and '.join(given) or 'nothing'} was asked for: give one of --budget, --max-drop "
+            "or --max-kl, and --plan"
         )
     if job.plan is not None and job.moves:
         raise InputError("--moves was given with --plan: moves change the plan; give one of them")

@@ -114,9 +114,7 @@ def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
 
         return hook
 
-    handles = [
-        problem.network.get_submodule(layer.shape.name).register_forward_hook(watch(layer)) for layer in layers
-    ]
+    handles = [problem.network.get_submodule(layer.shape.name).register_forward_hook(watch(layer)) for layer in layers]
     with _removed(handles):
         for batch in problem.batches():
             problem.call(problem.network, batch)
@@ -161,7 +159,7 @@ def _rows(maps: torch.Tensor, box: Box | None, last: bool, chosen: torch.Tensor)
 
 
 def expand_rows(expand: nn.Module, z: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """What the expand multiplies at the chosen output positions, (N, d): its input's channels, or a kernel's patches."""
+    """What the expand multiplies at the chosen output positions, (N, d): channels, or patches under a kernel."""
     if isinstance(expand, nn.Linear):
         return _rows(z, None, True, chosen)
     if not isinstance(expand, CONVOLUTIONS) or all(size == 1 for size in numbers(expand.kernel_size)):
