@@ -23,7 +23,7 @@ def compress(
     cohort: Annotated[Path, typer.Option(help="Cohort whose train split holds the calibration images.")],
     out: Annotated[Path, typer.Option(help="New bundle directory.")],
     method: Annotated[
-        str, typer.Option(help="hscc, or a baseline: svd, data-svd, tucker, alds, cp, pruning.")
+        str, typer.Option(help="hscc; paper (its own recipe); svd, data-svd, tucker, alds, cp, pruning.")
     ] = "hscc",
     budget: Annotated[str, typer.Option(help="flops=6x, params=10x, bytes=5MB or latency=3.5ms.")] = "",
     max_drop: Annotated[float | None, typer.Option(help="Contract: accuracy may fall by so many points.")] = None,
@@ -39,7 +39,9 @@ def compress(
     clusters: Annotated[int, typer.Option(help="Most clusters of input channels.")] = 4,
     align: Annotated[int, typer.Option(help="Ranks are multiples of this.")] = 8,
     damping: Annotated[float, typer.Option(help="Of the gradients' second moment, as a share of its mean.")] = 1e-3,
-    refit: Annotated[bool, typer.Option(help="Refit the factors layer by layer.")] = True,
+    refit: Annotated[
+        bool | None, typer.Option(help="Refit the factors layer by layer; by default all methods but paper.")
+    ] = None,
     moves: Annotated[int, typer.Option(help="Evaluations of true KL to spend on coordinate moves.")] = 0,
     distill: Annotated[float, typer.Option(help="Seconds of label-free distillation on the train split.")] = 0.0,
     threads: Annotated[int, typer.Option(help="Of the runtime, for a latency.")] = 1,
@@ -56,7 +58,7 @@ def compress(
     Example: hscc-edge compress dense --cohort cohort --max-drop 0.5 --confidence 95 --distill 90 --out small
     """
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.compress import compression, job
+    from hscc_edge.compress import AS_PUBLISHED, compression, job
     from hscc_edge.data.cohort import read_cohort
 
     output, started = Output(as_json), time.perf_counter()
@@ -64,7 +66,8 @@ def compress(
     settings = _settings(structures, cells, regions, clusters, align, damping, seed)
     asked = job.Job(
         method=method, **_goal(budget, max_drop, max_kl, confidence, plan), currency=_currency(currency),
-        settings=settings, refit=refit, moves=moves, distill_s=distill, threads=threads, table=table,
+        settings=settings,
+        refit=method not in AS_PUBLISHED if refit is None else refit, moves=moves, distill_s=distill, threads=threads, table=table,
     )  # fmt: skip
     job.check_job(asked)
     dense, whole = read_bundle(bundle), read_cohort(cohort)

@@ -67,7 +67,8 @@ class Prepared:
         """The network of a plan; `refit` takes a forward pass a layer over the calibration images."""
         network = self.proposal.build(plan)
         if refit:
-            refit_layers(self.problem, network, [layer.name for layer in plan.layers if layer.structure != "dense"])
+            changed = [layer.name for layer in plan.layers if layer.structure != "dense"]
+            refit_layers(self.problem, network, changed, getattr(self.proposal, "metric", None))
         return network
 
     def compress(self, budget: Budget, *, refit: bool = True) -> Compressed:

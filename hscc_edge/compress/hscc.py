@@ -17,9 +17,10 @@ from hscc_edge.compress.structures import STRUCTURES
 from hscc_edge.errors import InputError, extra
 from hscc_edge.model.convolution import CONVOLUTIONS
 from hscc_edge.model.layers import factorised
-from hscc_edge.model.plan import LayerPlan
+from hscc_edge.model.plan import Box, LayerPlan
 
 with extra("workstation"):
+    import torch
     from torch import nn
 
 
@@ -37,7 +38,8 @@ def candidates(problem: Problem) -> LayerwiseProposal:
             raise InputError(f"the structure {name!r} is unknown: expected some of {', '.join(STRUCTURES)}")
     solved = solve(problem)
     found = {name: Candidates(_options(entry), partial(_build, entry)) for name, entry in solved.items()}
-    return LayerwiseProposal("hscc", problem.network, problem.shapes, found)
+    metric = partial(_gradients, solved)
+    return LayerwiseProposal("hscc", problem.network, problem.shapes, found, metric=metric)
 
 
 def solve(problem: Problem) -> dict[str, Solved]:
@@ -60,6 +62,15 @@ def solve(problem: Problem) -> dict[str, Solved]:
             solved[name].features[structure] = features(solved[name]) if features is not None else []
     measure(problem, {name: [item for part in solved[name].features.values() for item in part] for name in spatial})
     return solved
+
+
+def _gradients(solved: dict[str, Solved], name: str, box: Box | None) -> torch.Tensor | None:
+    """G per output position; None of a layer whose statistics are not of its outputs."""
+    entry = solved[name]
+    if entry.statistics.dual or entry.statistics.samples is not None:
+        return None
+    moments = entry.total if box is None else entry.moments(box)
+    return moments.gradients / moments.count
 
 
 def _options(solved: Solved) -> tuple[Option, ...]:

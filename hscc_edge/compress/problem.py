@@ -14,7 +14,7 @@ from hscc_edge.compress.cost import LayerShape
 from hscc_edge.errors import ModelError, extra
 from hscc_edge.model.head import Head
 from hscc_edge.model.layers import replace
-from hscc_edge.model.plan import LayerPlan, Plan
+from hscc_edge.model.plan import Box, LayerPlan, Plan
 
 with extra("workstation"):
     import torch
@@ -24,6 +24,7 @@ Batch = Mapping[str, torch.Tensor]
 Batches = Callable[[], Iterable[Batch]]
 Call = Callable[[nn.Module, Batch], "tuple[torch.Tensor, ...]"]
 Progress = Callable[[int, str], None]
+Metric = Callable[[str, "Box | None"], "torch.Tensor | None"]
 
 
 def call_image(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -117,7 +118,9 @@ def pair_option(shape: LayerShape, rank: int, loss: float) -> Option:
 class LayerwiseProposal:
     """Options for each layer by itself; one allocation picks.
 
-    `fixed_latency_ms` is what the network takes beside these layers; NaN until they are timed.
+    Attributes:
+        fixed_latency_ms: what the network takes beside these layers; NaN until they are timed.
+        metric: G (m, m) per position of a layer or one of its regions; None where the method or the layer has none.
     """
 
     method: str
@@ -125,6 +128,7 @@ class LayerwiseProposal:
     shapes: tuple[LayerShape, ...]
     candidates: Mapping[str, Candidates]
     fixed_latency_ms: float = math.nan
+    metric: Metric | None = None
 
     def plan(self, budget: Budget) -> Plan:
         """See `Proposal`.
@@ -142,7 +146,9 @@ class LayerwiseProposal:
         if math.isnan(dense):
             raise ModelError(f"the budget {budget} needs timed candidates: time them first")
         chosen = dict(zip(names, allocate(options, fixed, budget, dense), strict=True))
-        return Plan(self.method, str(budget), tuple(self._layer(shape, chosen.get(shape.name)) for shape in self.shapes))
+        return Plan(
+            self.method, str(budget), tuple(self._layer(shape, chosen.get(shape.name)) for shape in self.shapes)
+        )
 
     def _layer(self, shape: LayerShape, option: Option | None) -> LayerPlan:
         dense = self.candidates[shape.name].options[0] if shape.name in self.candidates else dense_option(shape)

@@ -1,9 +1,9 @@
-"""Sequential refit: each layer's expand regressed on the original's outputs, from what the compressed model produces.
+"""Sequential refit: each layer's factors solved anew on what the compressed model so far feeds to it.
 
-Layer by layer, in order of execution: with z what the compressed network so far feeds to the expand and y what the
-original layer gave, `U = (E[y z^T] + rho U0)(E[z z^T] + rho I)^-1` about the means, per region (after the asymmetric
-reconstruction of Zhang et al. 2015, arXiv 1505.06798). Closed form; no labels; errors of earlier layers are corrected
-by later ones.
+Layer by layer, in order of execution, after the asymmetric reconstruction of Zhang et al. 2015 (arXiv 1505.06798): the
+targets y are what the original layer gave, the inputs are those of the compressed network, so that errors of earlier
+layers are corrected by later ones. First the reduce: with y' = W x' the best rank-r map from y' to y in the metric G.
+Then the expand: `U = (E[y z^T] + rho U0)(E[z z^T] + rho I)^-1` about the means, per region. Closed form; no labels.
 
 The original runs once: a random few positions of each layer's output are kept for every image.
 """
@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from hscc_edge.compress import factors
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments
-from hscc_edge.compress.problem import Problem
+from hscc_edge.compress.problem import Metric, Problem
+from hscc_edge.compress.spectrum import root_of
 from hscc_edge.errors import extra
 from hscc_edge.model.convolution import CONVOLUTIONS, numbers, padding_of
 from hscc_edge.model.plan import Box
@@ -30,6 +32,7 @@ with extra("workstation"):
 RIDGE = 1e-3
 POSITIONS = 64
 POSITIONS_A_PART = 16
+LARGEST_SOLVED = 1024
 
 
 class _Reached(Exception):
@@ -38,15 +41,16 @@ class _Reached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One expand, and the positions of the layer's output that it makes (None: all)."""
+    """One expand, the reduce before it (None: not to be solved anew), and the output positions that it makes."""
 
     expand: nn.Module
+    reduce: nn.Module | None
     box: Box | None
 
 
 @dataclass(slots=True)
 class _Layer:
-    """A layer to refit; `targets[call]` holds for each batch the rows (N, m) of each part."""
+    """A layer to refit; `targets` holds for each call the rows (N, m) of each part."""
 
     shape: LayerShape
     parts: Sequence[Part]
@@ -57,34 +61,44 @@ class _Layer:
         """Whether the channels come last, as in a Linear."""
         return isinstance(self.parts[0].expand, nn.Linear)
 
-    def area(self, index: int) -> int:
-        """Output positions that a part makes."""
-        box = self.parts[index].box
-        return self.shape.area if box is None else box.area
-
     def chosen(self, index: int, batch: int) -> torch.Tensor:
         """A few of a part's positions, the same for the same batch."""
+        box = self.parts[index].box
+        area = self.shape.area if box is None else box.area
         wanted = max(POSITIONS // len(self.parts), POSITIONS_A_PART)
         generator = torch.Generator().manual_seed(1_000_003 * batch + index)
-        return torch.randperm(self.area(index), generator=generator)[:wanted]
+        return torch.randperm(area, generator=generator)[:wanted]
 
 
 def parts_of(module: nn.Module) -> list[Part]:
     """The expands of a factorised layer; [] of any other module."""
-    if isinstance(module, (SharedReduce, OwnFactors)):
-        return [Part(expand, box) for expand, box in zip(module.expands, module.boxes, strict=True)]
+    if isinstance(module, SharedReduce):
+        return [Part(expand, module.reduce, box) for expand, box in zip(module.expands, module.boxes, strict=True)]
+    if isinstance(module, OwnFactors):
+        triples = zip(module.expands, module.reduces, module.boxes, strict=True)
+        return [Part(expand, reduce, box) for expand, reduce, box in triples]
     if isinstance(module, Clustered):
-        return [Part(expand, box) for expand, box in zip(module.expands, module.boxes or (None,), strict=True)]
+        return [Part(expand, None, box) for expand, box in zip(module.expands, module.boxes or (None,), strict=True)]
     if isinstance(module, nn.Sequential) and getattr(module[-1], "bias", None) is not None:
-        return [Part(module[-1], None)]
+        pair = len(module) == 2 and _is_pointwise(module[1])
+        return [Part(module[-1], module[0] if pair else None, None)]
     return []
 
 
-def refit(problem: Problem, compressed: nn.Module, names: Sequence[str]) -> None:
+def _is_pointwise(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return True
+    return isinstance(module, CONVOLUTIONS) and all(size == 1 for size in numbers(module.kernel_size))
+
+
+def refit(problem: Problem, compressed: nn.Module, names: Sequence[str], metric: Metric | None = None) -> None:
     """Refit the factorised layers `names` of `compressed` in place, in order of execution.
 
-    Time grows with images x (one forward pass of the original + half a pass of the compressed network a layer);
-    memory with images x 64 positions x the sum of the layers' m, 4 bytes each.
+    Time grows with images x (two forward passes of the original + a pass of the compressed network a layer); memory
+    with images x 64 positions x the sum of the layers' m, 4 bytes each, and 16 m^2 x regions for one layer.
+
+    Args:
+        metric: if given, reduces of layers with at most 1,024 outputs are solved too.
     """
     shapes = {shape.name: shape for shape in problem.shapes}
     layers = [
@@ -97,8 +111,16 @@ def refit(problem: Problem, compressed: nn.Module, names: Sequence[str]) -> None
     with torch.no_grad():
         _collect_targets(problem, layers)
         for layer in layers:
-            _refit_layer(problem, compressed, layer)
+            if metric is not None and _has_metric(layer, metric):
+                _refit_reduces(problem, compressed, layer, metric)
+            _refit_expands(problem, compressed, layer)
             layer.targets.clear()
+
+
+def _has_metric(layer: _Layer, metric: Metric) -> bool:
+    if layer.shape.outputs > LARGEST_SOLVED or layer.parts[0].reduce is None:
+        return False
+    return metric(layer.shape.name, layer.parts[0].box) is not None
 
 
 def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
@@ -107,10 +129,7 @@ def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
 
     def watch(layer: _Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: torch.Tensor) -> None:
-            layer.targets.append([
-                _rows(output, part.box, layer.last, layer.chosen(index, count))
-                for index, part in enumerate(layer.parts)
-            ])  # fmt: skip
+            layer.targets.append(_part_rows(layer, output, count))
 
         return hook
 
@@ -122,11 +141,55 @@ def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
             _tell(problem, batch, "refit: targets")
 
 
-def _refit_layer(problem: Problem, compressed: nn.Module, layer: _Layer) -> None:
-    moments: list[Moments | None] = [None] * len(layer.parts)
+def _part_rows(layer: _Layer, output: torch.Tensor, batch: int) -> list[torch.Tensor]:
+    return [_rows(output, part.box, layer.last, layer.chosen(index, batch)) for index, part in enumerate(layer.parts)]
+
+
+def _refit_reduces(problem: Problem, compressed: nn.Module, layer: _Layer, metric: Metric) -> None:
+    """The best rank-r map from y' = W x' + b to y: of each part, or of all parts together where they share a reduce."""
+    dense, name = problem.network.get_submodule(layer.shape.name), layer.shape.name
+    module = compressed.get_submodule(name)
+    joint: list[Moments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     for number, batch in enumerate(problem.batches()):
-        given = _inputs(problem, batch, compressed, layer)
+        for x in _inputs(problem, batch, compressed, [module], layer.shape.calls)[0]:
+            pairs = zip(_part_rows(layer, dense(x), number), next(targets), strict=True)
+            joint = [_added(total, torch.cat(pair, dim=1)) for total, pair in zip(joint, pairs, strict=True)]
+        _tell(problem, batch, f"refit {name}: reduce")
+    found = [entry for entry in joint if entry is not None]
+    matrix, _ = factors.matrix_of(dense)
+    if isinstance(module, SharedReduce):
+        pooled = sum((entry.scatter for entry in found), start=torch.zeros(1)) / sum(entry.count for entry in found)
+        _write_reduce(layer.parts[0], pooled, metric(name, None), matrix)
+        return
+    for part, entry in zip(layer.parts, found, strict=True):
+        _write_reduce(part, entry.covariance, metric(name, part.box), matrix)
+
+
+def _write_reduce(part: Part, covariance: torch.Tensor, gradients: torch.Tensor | None, matrix: torch.Tensor) -> None:
+    """Reduced-rank regression with a ridge towards the identity, from the joint covariance of (y', y)."""
+    if gradients is None:
+        return
+    m, root = len(gradients), root_of(gradients)
+    eye = torch.eye(m, dtype=covariance.dtype)
+    ridge = RIDGE * covariance[:m, :m].diagonal().mean() * eye
+    if not bool(ridge[0, 0] > 0) or part.reduce is None:
+        return
+    gram = covariance[:m, :m] + ridge
+    whole = torch.linalg.solve(gram, (covariance[m:, :m] + ridge).T).T  # (m, m)
+    vectors = torch.linalg.eigh(root.root @ whole @ gram @ whole.T @ root.root).eigenvectors.flip(1)
+    rank = len(torch.as_tensor(part.reduce.weight))
+    q = vectors[:, :rank]
+    first, second = q.T @ root.root @ whole @ matrix, root.inverse @ q
+    factors.fill_pair(nn.Sequential(part.reduce, part.expand), first, second, torch.as_tensor(part.expand.bias))
+
+
+def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> None:
+    moments: list[Moments | None] = [None] * len(layer.parts)
+    targets = iter(layer.targets)
+    expands = [part.expand for part in layer.parts]
+    for number, batch in enumerate(problem.batches()):
+        given = _inputs(problem, batch, compressed, expands, layer.shape.calls)
         for call in range(layer.shape.calls):
             rows = next(targets)
             for index, part in enumerate(layer.parts):
@@ -162,7 +225,7 @@ def expand_rows(expand: nn.Module, z: torch.Tensor, chosen: torch.Tensor) -> tor
     """What the expand multiplies at the chosen output positions, (N, d): channels, or patches under a kernel."""
     if isinstance(expand, nn.Linear):
         return _rows(z, None, True, chosen)
-    if not isinstance(expand, CONVOLUTIONS) or all(size == 1 for size in numbers(expand.kernel_size)):
+    if not isinstance(expand, CONVOLUTIONS) or _is_pointwise(expand):
         return _rows(z, None, False, chosen)
     patches = functional.unfold(
         z, numbers(expand.kernel_size), dilation=numbers(expand.dilation), padding=padding_of(expand),
@@ -187,20 +250,20 @@ def _solve(expand: nn.Module, joint: Moments) -> None:
 
 
 def _inputs(
-    problem: Problem, batch: Mapping[str, torch.Tensor], network: nn.Module, layer: _Layer
+    problem: Problem, batch: Mapping[str, torch.Tensor], network: nn.Module, modules: Sequence[nn.Module], calls: int
 ) -> list[list[torch.Tensor]]:
-    """What each expand is given, a tensor a call, running the network no further."""
-    found: list[list[torch.Tensor]] = [[] for _ in layer.parts]
+    """What each module is given, a tensor a call, running the network no further."""
+    found: list[list[torch.Tensor]] = [[] for _ in modules]
 
     def watch(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found[index].append(args[0].detach())
-            if all(len(given) == layer.shape.calls for given in found):
+            found[index].append(args[0].detach().clone())
+            if all(len(given) == calls for given in found):
                 raise _Reached
 
         return hook
 
-    handles = [part.expand.register_forward_pre_hook(watch(index)) for index, part in enumerate(layer.parts)]
+    handles = [module.register_forward_pre_hook(watch(index)) for index, module in enumerate(modules)]
     with _removed(handles), suppress(_Reached):
         problem.call(network, batch)
     return found

@@ -1,0 +1,187 @@
+"""The compressor's table on the public brain MRI pictures: KL against FLOPs and against milliseconds, every method.
+
+    python benchmarks/compress.py --data DIR --out results            # AlexNet: everything
+    python benchmarks/compress.py --data DIR --out results --network vgg16 --part depth
+
+Unpacks DIR/training.tar and testing.tar, imports them to DICOM without exact duplicates, trains the network by its
+recipe (once: the bundle is kept in --cache), compresses by every method to every budget, each in a process of its own,
+runs all networks on the test split and times all of them in turn on one thread of ONNX Runtime. Calibration images
+come from the train split. Ends in OUT/table.json and OUT/table.md. A task that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import brain_mri
+import compress_table
+import numpy as np
+
+from hscc_edge import durable
+from hscc_edge.bundle import read_bundle
+from hscc_edge.cli.demo import Steps
+from hscc_edge.cli.output import Output
+from hscc_edge.data.cohort import read_cohort
+from hscc_edge.data.dicom import read_image
+from hscc_edge.data.preprocess import parse_preprocess
+
+HERE = Path(__file__).resolve().parent
+FLOPS = ("flops=3x", "flops=6x", "flops=10x", "flops=18x")
+MILLISECONDS = ("latency=3x", "latency=4x", "latency=6x", "latency=8x", "latency=10x", "latency=12x")
+SEEDS = 5
+RECOVERY_S = 110.0
+ALL = ["one-region", "shared-reduce", "own-factors", "separable", "tucker-2", "clustered"]
+ABLATION: dict[str, dict[str, Any]] = {
+    "one region": {"structures": ["one-region"]},
+    "shared reduce": {"structures": ["shared-reduce"]},
+    "own factors": {"structures": ["own-factors"]},
+    "separable": {"structures": ["separable"]},
+    "tucker-2, two-sided": {"structures": ["tucker-2"]},
+    "clusters": {"structures": ["clustered"]},
+    "one region + regions": {"structures": ["one-region", "shared-reduce", "own-factors"]},
+    "one region + separable": {"structures": ["one-region", "separable"]},
+    "all": {"structures": ALL},
+}
+
+
+def main() -> None:
+    """Run the tasks that are not done, then make the table."""
+    arguments = parse()
+    steps = Steps(Output())
+    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
+    dense = brain_mri.prepare_dense(steps, cohort, arguments.cache, arguments.network)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for task in PARTS[arguments.part]():
+        run_task(task, cohort, dense, arguments.out)
+    images = test_images(cohort, dense, arguments.out)
+    compress_table.make(arguments.out, cohort, dense, images, arguments.rounds)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
+    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
+    parser.add_argument("--out", type=Path, required=True, help="directory for networks and the table")
+    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser.add_argument("--network", default="alexnet", help="a recipe calibration/recipes/brain-mri-NETWORK.toml")
+    parser.add_argument("--part", choices=tuple(PARTS), default="all")
+    parser.add_argument("--rounds", type=int, default=60, help="timed rounds of all networks")
+    return parser.parse_args()
+
+
+def budgets(names: tuple[str, ...], **more: Any) -> list[dict[str, Any]]:
+    """One entry a budget."""
+    return [{"budget": name, **more} for name in names]
+
+
+def paper_part() -> list[dict[str, Any]]:
+    """The paper's comparison, and every baseline in the paper's currency; published recipes are not refitted too."""
+    found = [
+        task("hscc", 0, budgets(FLOPS) + budgets(("flops=6x",), refit=False, label="hscc, no refit")),
+        task("paper", 0, budgets(FLOPS[:2]) + budgets(FLOPS[:2], refit=True, label="paper + refit")),
+        task("svd", 0, budgets(FLOPS, refit=False) + budgets(FLOPS, refit=True, label="svd + refit")),
+    ]
+    for method in ("data-svd", "tucker", "alds", "cp", "pruning"):
+        found.append(task(method, 0, budgets(FLOPS)))
+    return found
+
+
+def latency_part() -> list[dict[str, Any]]:
+    """The user's currency; methods without options a layer are swept in FLOPs and measured."""
+    recovered = budgets(("latency=6x", "latency=10x"), recovery_s=RECOVERY_S, label="hscc + distillation")
+    found = [task("hscc", 0, budgets(MILLISECONDS) + recovered, name="hscc-latency-0")]
+    for method in ("data-svd", "tucker"):
+        again = budgets(("latency=10x",), recovery_s=RECOVERY_S, label=f"{method} + distillation")
+        found.append(task(method, 0, budgets(MILLISECONDS) + again, name=f"{method}-latency-0"))
+    for method in ("alds", "pruning"):
+        again = budgets(("flops=10x",), recovery_s=RECOVERY_S, label=f"{method} + distillation")
+        found.append(task(method, 0, budgets(("flops=2x", "flops=4x", "flops=14x")) + again, name=f"{method}-more-0"))
+    return found
+
+
+def seeds_part() -> list[dict[str, Any]]:
+    """The same budgets from other calibration images."""
+    chosen = budgets((*FLOPS[1:], "latency=6x", "latency=10x"))
+    return [task("hscc", seed, chosen, name=f"hscc-seed-{seed}") for seed in range(1, SEEDS)]
+
+
+def ablation_part() -> list[dict[str, Any]]:
+    """Each structure by itself, with and without the refit, in both currencies."""
+    chosen = budgets(("flops=6x", "latency=6x"))
+    plain = budgets(("flops=6x",), refit=False)
+    return [
+        task("hscc", 0, [{**entry, "label": f"{name}{'' if entry.get('refit') is None else ', no refit'}"}
+                         for entry in [*chosen, *plain]],
+             settings=settings, name=f"ablation-{number}")
+        for number, (name, settings) in enumerate(ABLATION.items())
+    ]  # fmt: skip
+
+
+def cost_part() -> list[dict[str, Any]]:
+    """How time and memory grow with the calibration images."""
+    counts = (64, 128, 256, 512, 1024)
+    return [task("hscc", 0, budgets(("flops=6x",)), images=count, label=f"{count} images", name=f"cost-{count}")
+            for count in counts]  # fmt: skip
+
+
+def depth_part() -> list[dict[str, Any]]:
+    """A deep network."""
+    chosen = ("flops=2x", "flops=3x", "flops=6x")
+    again = budgets(chosen[1:], recovery_s=280.0, label="hscc + distillation")
+    return [
+        task("hscc", 0, budgets((*chosen, "latency=2x", "latency=3x")) + again),
+        task("data-svd", 0, budgets(chosen)),
+        task("svd", 0, budgets(chosen, refit=False)),
+    ]
+
+
+def task(method: str, seed: int, entries: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """A task for compress_rows.py."""
+    return {"name": f"{method}-{seed}", "method": method, "seed": seed, "budgets": entries, **more}
+
+
+PARTS = {
+    "paper": paper_part,
+    "latency": latency_part,
+    "seeds": seeds_part,
+    "ablation": ablation_part,
+    "cost": cost_part,
+    "depth": depth_part,
+    "all": lambda: [*paper_part(), *latency_part(), *seeds_part(), *ablation_part(), *cost_part()],
+}
+
+
+def run_task(todo: dict[str, Any], cohort: Path, dense: Path, out: Path) -> None:
+    """Run it in a process of its own, unless its result is there."""
+    if (out / f"{todo['name']}.json").is_file():
+        return
+    for left in out.glob(f"{todo['name']}-*.onnx"):
+        left.unlink()
+    path = out / f"{todo['name']}.task"
+    durable.write_json(path, {**todo, "bundle": str(dense), "cohort": str(cohort), "out": str(out)})
+    print(f"{todo['name']}: {len(todo['budgets'])} budgets", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, str(HERE / "compress_rows.py"), str(path)], check=True)
+
+
+def test_images(cohort: Path, dense: Path, out: Path) -> Any:
+    """(N, C, H, W) float32 of the test split, preprocessed; memory-mapped."""
+    path = out / "test-images.npy"
+    if not path.is_file():
+        found, preprocess = read_cohort(cohort).select("test"), parse_preprocess(read_bundle(dense).spec.preprocess)
+        images = np.lib.format.open_memmap(
+            path, mode="w+", dtype=np.float32, shape=(len(found.instances), *preprocess.shape)
+        )
+        for index, item in enumerate(found.instances):
+            images[index] = preprocess(read_image(found.path(item)))
+        images.flush()
+    return np.load(path, mmap_mode="r")
+
+
+if __name__ == "__main__":
+    main()
