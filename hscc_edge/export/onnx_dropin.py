@@ -29,8 +29,6 @@ with extra("workstation"):
     from torch import nn
 
 TAILS: dict[str, nn.Module] = {"": nn.Identity(), "softmax": nn.Softmax(dim=-1), "sigmoid": nn.Sigmoid()}
-
-
 REGIONAL = (Clustered, OwnFactors, SharedReduce)
 HALF_TOLERANCE = 2e-3
 
@@ -55,14 +53,14 @@ class Complete(nn.Module):
 def export_dropin(imported: Imported, examples: Sequence[Arrays] | None = None) -> bytes:
     """The network, with layers replaced or not, as ONNX with the inputs and outputs of the file it came from.
 
-    Names, order, layouts, dtypes, metadata and varying axes stay; a float16 file is float32 inside. An axis other than
-    the batch is fixed where the network takes one size alone: after a flatten, and where a layer has regions. Opset 18.
+    Names, order, layouts, dtypes, metadata and varying axes stay; a float16 file is float32 inside, and the graph is
+    of opset 18 whatever the file's. Where a layer has regions, the size of an image no longer varies.
 
     Args:
         examples: arrays in the file's dtypes, one an input, of the size to run on; two random ones if None.
 
     Raises:
-        ExportError: if torch cannot export the network, if the batch does not vary as in the file, or if the graph
+        ExportError: if torch cannot export the network, or not with a batch that varies as in the file, or if the graph
             under ONNX Runtime differs from the network by more than 1e-4 of the largest output.
     """
     examples = random_inputs(imported.inputs) if examples is None else examples
@@ -72,13 +70,25 @@ def export_dropin(imported: Imported, examples: Sequence[Arrays] | None = None) 
     _restore(model, imported)
     content: bytes = model.SerializeToString(deterministic=True)
     check_onnx(content)
-    _require_parity(content, complete, [*examples, traced])
+    _require_parity(content, complete, [*examples, traced, *_smaller(complete, model, traced)])
     return content
 
 
 def _twice(port: Port, array: NDArray[Any]) -> NDArray[Any]:
     """Every image two times, where the batch varies: torch takes a batch of one for a batch that stays one."""
     return array if isinstance(port.shape[0], int) else np.concatenate([array, array])
+
+
+def _smaller(complete: Complete, model: onnx.ModelProto, traced: Arrays) -> list[Arrays]:
+    """The same images without the last position of every axis that varies, if the network takes them."""
+    shapes = [item.type.tensor_type.shape.dim for item in model.graph.input]
+    cuts = [tuple(slice(None, None if axis.dim_value else -1) for axis in shape) for shape in shapes]
+    arrays = tuple(np.ascontiguousarray(array[cut]) for array, cut in zip(traced, cuts, strict=True))
+    try:
+        run_torch(complete, arrays)
+    except ModelError:
+        return []
+    return [arrays]
 
 
 def _export(complete: Complete, imported: Imported, traced: Arrays) -> onnx.ModelProto:
@@ -93,18 +103,22 @@ def _export(complete: Complete, imported: Imported, traced: Arrays) -> onnx.Mode
             )  # fmt: skip
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         raise ExportError(
-            f"torch cannot export the imported network ({first_line(error)}): leave the layer that was replaced last "
-            "as it was"
+            f"torch cannot export the imported network ({_reason(error)}): leave the layer that was replaced last as "
+            "it was"
         ) from error
     if program is None:
         raise ExportError("torch gave no ONNX program: export another network")
     return program.model_proto
 
 
+def _reason(error: Exception) -> str:
+    return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+
+
 def _varying(port: Port, regional: bool) -> Iterator[tuple[int, Any]]:
     for axis, size in enumerate(port.shape):
         if not isinstance(size, int) and not (regional and axis):
-            yield axis, torch.export.Dim.AUTO
+            yield axis, torch.export.Dim.AUTO if axis else torch.export.Dim.DYNAMIC
 
 
 def _plain(kind: str, ports: Sequence[Port]) -> list[str]:
@@ -129,14 +143,8 @@ def _restore(model: onnx.ModelProto, imported: Imported) -> None:
 
 
 def _name_axes(item: onnx.ValueInfoProto, port: Port, given: bool) -> None:
-    for number, (axis, size) in enumerate(zip(item.type.tensor_type.shape.dim, port.shape, strict=True)):
-        fixed = axis.HasField("dim_value")
-        if given and fixed and not isinstance(size, int):
-            if number == 0:
-                raise ExportError(
-                    f"the batch of {port.name} varies in the file, but the network takes {axis.dim_value} alone: "
-                    "leave the layer that was replaced last as it was"
-                )
+    for axis, size in zip(item.type.tensor_type.shape.dim, port.shape, strict=True):
+        if given and axis.HasField("dim_value") and not isinstance(size, int):
             continue
         axis.Clear()
         if isinstance(size, int):
@@ -146,9 +154,9 @@ def _name_axes(item: onnx.ValueInfoProto, port: Port, given: bool) -> None:
 
 
 def _require_parity(content: bytes, complete: Complete, examples: Sequence[Arrays]) -> None:
-    session = open_session(content)
     tolerance = HALF_TOLERANCE if torch.float16 in complete.dtypes else TOLERANCE
     try:
+        session = open_session(content)
         for arrays in examples:
             require_equal(run_onnx(session, arrays), run_torch(complete, arrays), "torch's", tolerance)
     except ModelError as error:

@@ -76,7 +76,8 @@ def read_constant(node: onnx.NodeProto) -> NDArray[Any]:
 
 def fold(node: onnx.NodeProto, constants: Sequence[Constant | None], opset: int) -> list[NDArray[Any]]:
     """The outputs of a node of which every input is constant, by ONNX's own reference implementation."""
-    from onnx.reference import ReferenceEvaluator
+    with extra("workstation"):
+        from onnx.reference import ReferenceEvaluator
 
     given = {name: item.array for name, item in zip(node.input, constants, strict=True) if item is not None}
     inputs = [

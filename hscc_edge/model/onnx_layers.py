@@ -27,7 +27,9 @@ DYNAMIC = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 def same_pads(size: int, kernel: int, stride: int, dilation: int, lower: bool) -> tuple[int, int]:
     """What SAME_UPPER or SAME_LOWER adds before and after an axis of `size`."""
     reach = (kernel - 1) * dilation + 1
-    total = torch.sym_max((-(-size // stride) - 1) * stride + reach - size, 0)  # type: ignore[no-untyped-call]
+    # No negative number is divided: ONNX would round it towards zero, torch towards minus infinity.
+    steps = (size - 1) // stride
+    total = torch.sym_max(steps * stride + reach - size, 0)  # type: ignore[no-untyped-call]
     small, large = total // 2, total - total // 2
     return (large, small) if lower else (small, large)
 

@@ -142,6 +142,6 @@ def _interpolation(call: Call, rank: int, old: bool) -> dict[str, Any]:
     if old or place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         call.fail(f"the coordinates {'asymmetric' if old else place} for {mode}", "half_pixel or align_corners")
     if a.get("antialias", 0) or (mode == "cubic" and (rank != 4 or a.get("cubic_coeff_a", -0.75) != -0.75)):
-        call.fail(f"an unusual {mode} interpolation", "none against aliases, and -0.75 as the coefficient of a cubic one")
+        call.fail(f"an unusual {mode} interpolation", "no antialias, and -0.75 as a cubic one's coefficient")
     name = "bicubic" if mode == "cubic" else LINEAR[rank]
     return {"mode": name, "align_corners": place == "align_corners"}

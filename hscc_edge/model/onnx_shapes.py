@@ -93,7 +93,7 @@ def _concat(call: Call) -> Value | tuple[Value, ...]:
 
 def split_evenly(x: torch.Tensor, parts: int, axis: int) -> tuple[torch.Tensor, ...]:
     """Split into `parts`, of which the last may be smaller."""
-    return torch.split(x, -(-x.shape[axis] // parts), axis)
+    return torch.split(x, (x.shape[axis] + parts - 1) // parts, axis)
 
 
 def _split(call: Call) -> Value | tuple[Value, ...]:

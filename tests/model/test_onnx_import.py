@@ -246,6 +246,40 @@ def test_float16_with_external_data_becomes_float32(tmp_path):
         import_onnx(path)
 
 
+@pytest.mark.parametrize("opset", [9, 10, 11, 12, 13, 15, 18, 20, 21, 24])
+def test_a_plain_network_of_any_opset(tmp_path, opset):
+    nodes = """
+    c = Conv <pads=[1,1,1,1]> (x, w)
+    r = Relu(c)
+    p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (r)
+    f = Flatten(p)
+    g = Gemm <transB=1> (f, v, b)
+    y = Softmax <axis=1> (g)
+    """
+    weights = {"w": weight(4, 1, 3, 3), "v": weight(3, 64), "b": weight(3)}
+    path = write(tmp_path / "o.onnx", nodes, {"x": ["n", 1, 8, 8]}, {"y": ["n", 3]}, weights, opset)
+    model = onnx.load(path)
+    # Old exporters list the weights among the inputs.
+    listed = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in weights.items()]
+    model.graph.input.extend(listed)
+    onnx.save(model, path)
+    imported = import_onnx(path)
+    assert [port.name for port in imported.inputs] == ["x"]
+    assert imported.opset == opset and imported.tail == ("softmax",) and kinds(imported) == ["Conv2d", "Linear"]
+
+
+def test_functions_of_the_file_are_opened(tmp_path):
+    path = write(tmp_path / "f.onnx", "y = Relu(x)", {"x": ["n", 4]}, {"y": ["n", 2]}, {"w": weight(4, 2)}, opset=18)
+    model = onnx.load(path)
+    body = [parser.parse_node("m = MatMul(a, b)"), parser.parse_node("c = Relu(m)")]
+    opsets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("own", "Block", ["a", "b"], ["c"], body, opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[0].CopyFrom(parser.parse_node("y = own.Block(x, w)"))
+    onnx.save(model, path)
+    assert kinds(import_onnx(path)) == ["Linear"]
+
+
 def test_layers_are_shared_where_all_weights_are_and_only_there(tmp_path):
     nodes = """
     t1 = Transpose <perm=[1,0]> (w)
