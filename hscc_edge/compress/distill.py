@@ -49,9 +49,9 @@ class Distillation:
 
     seconds: float = 90.0
     steps: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     ema: float = 0.05
-    feature_weight: float = 0.1
+    feature_weight: float = 1.0
     replay: int = 2
     precision: str = "fp32"
     seed: int = 0
@@ -62,7 +62,7 @@ class Report:
     """What distillation did; KL in nats an image.
 
     Attributes:
-        first: KL of the first batch of the stream; NaN if there was no step.
+        first: KL of the first batch of the stream; `before` if its loss was not finite.
         last: KL of the last one.
         before: KL of the held-out images at the start.
         after: the same at the end; equal to `before` if the start was restored.
@@ -130,10 +130,13 @@ def distill(
     A step costs one pass forward and backward of the compressed network, and 1 / replay of a forward pass of the
     original. Memory: the activations of a batch and up to MEMORY_BYTES of answers.
 
+    A module that shares the compressed network's parameters and rounds them in its forward pass may stand in its place,
+    with no `layers`: that is quantisation-aware distillation.
+
     Args:
         batches: starts a new pass; passes follow each other until the time is over.
         layers: modules that have the same name and the same outputs in both networks, to be matched.
-        held_out: the images that decide; if None, the first HELD_OUT batches of each pass are set aside for it.
+        held_out: the images that decide (see `stream.py`); if None, the first HELD_OUT batches of each pass.
         progress: called with (images, note) after each step.
 
     Raises:
@@ -156,7 +159,7 @@ def distill(
         kept = after < before
         if not kept:
             _write(weights, start)
-    first, last = (course.losses[0], course.losses[-1]) if course.losses else (math.nan, math.nan)
+    first, last = (course.losses[0], course.losses[-1]) if course.losses else (before, before)
     seconds = time.monotonic() - began
     return Report(course.steps, seconds, first, last, before, after if kept else before, kept)
 
