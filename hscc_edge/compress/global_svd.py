@@ -9,7 +9,14 @@ from functools import partial
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.cost import LayerShape
-from hscc_edge.compress.problem import Candidates, Problem, aligned_ranks, dense_option, pair_option
+from hscc_edge.compress.problem import (
+    Candidates,
+    LayerwiseProposal,
+    Problem,
+    aligned_ranks,
+    dense_option,
+    pair_option,
+)
 from hscc_edge.errors import extra
 from hscc_edge.model.layers import factorised
 from hscc_edge.model.plan import LayerPlan
@@ -19,9 +26,13 @@ with extra("workstation"):
     from torch import nn
 
 
-def candidates(problem: Problem) -> dict[str, Candidates]:
-    """The options of every layer that can be factorised; the calibration cohort is not read."""
-    return {shape.name: layer_candidates(problem, shape) for shape in problem.shapes if not shape.reason}
+def candidates(problem: Problem) -> LayerwiseProposal:
+    """The options of every layer that can be factorised; the calibration cohort is not read.
+
+    Time grows with the sum over layers of min(m, n)^2 max(m, n).
+    """
+    found = {shape.name: layer_candidates(problem, shape) for shape in problem.shapes if not shape.reason}
+    return LayerwiseProposal("svd", problem.network, problem.shapes, found)
 
 
 def layer_candidates(problem: Problem, shape: LayerShape) -> Candidates:

@@ -7,6 +7,7 @@ are what dropping each rank costs. L is the symmetric root here, so L = L^T.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import reduce
 
@@ -101,21 +102,32 @@ def moments_spectrum(moments: Moments, images: int, damping: float = DAMPING, tw
     return spectrum(covariance, Root(eye, eye), moments.mean, 2.0 / float(covariance.trace().clamp_min(1e-300)))
 
 
-def dual_spectrum(moments: Moments, images: int, matrix: torch.Tensor, damping: float = DAMPING) -> Spectrum:
+def dual_spectrum(
+    moments: Moments, images: int, matrix: torch.Tensor, damping: float = DAMPING, two_sided: bool = True
+) -> Spectrum:
     """The spectrum of W (m, n) with n < m from the moments of its inputs x and of dL/dx = W^T g.
 
     With A = R R (R symmetric) the eigenvectors Q of R (W^T G W + delta W^T W) R give V = W (R Q)(Q^T R^-1).
+
+    Args:
+        two_sided: as in `moments_spectrum`; without it G is the identity.
     """
-    positions = moments.count / images
-    inner = moments.gradients / moments.count
-    gram = matrix.T @ matrix
-    delta = damping * float(inner.trace()) / max(float(gram.trace()), 1e-300)
-    inner = inner + max(delta, 1e-300) * gram
     root = root_of(moments.covariance, 1e-9)
+    inner = matrix.T @ matrix
+    if two_sided:
+        pulled = moments.gradients / moments.count
+        delta = damping * float(pulled.trace()) / max(float(inner.trace()), 1e-300)
+        inner = pulled + max(delta, 1e-300) * inner
     values, vectors = torch.linalg.eigh(root.root @ inner @ root.root)
     q = vectors.flip(1)
-    losses = 0.5 * positions * values.flip(0).clamp_min(0)
-    return Spectrum(losses, q.T @ root.inverse, root.root @ q, moments.mean, dual=True)
+    losses = 0.5 * (moments.count / images) * values.flip(0).clamp_min(0)
+    found = Spectrum(losses, q.T @ root.inverse, root.root @ q, moments.mean, dual=True)
+    return found if two_sided else _shares(found)
+
+
+def _shares(found: Spectrum) -> Spectrum:
+    """The same factors, their losses as shares of the sum."""
+    return dataclasses.replace(found, losses=found.losses / found.losses.sum().clamp_min(1e-300))
 
 
 def total_moments(statistics: LayerStatistics) -> Moments:
@@ -123,15 +135,21 @@ def total_moments(statistics: LayerStatistics) -> Moments:
     return reduce(merge, statistics.cells)
 
 
-def sample_spectrum(samples: Samples, damping: float = DAMPING) -> Spectrum:
+def sample_spectrum(samples: Samples, damping: float = DAMPING, two_sided: bool = True) -> Spectrum:
     """The spectrum of a layer with one position and large m, from its N rows: O(N^2 m), no m x m matrix.
 
     The root of d I + S^T S is sqrt(d) I + V (sqrt(d + s^2) - sqrt(d)) V^T with S = U s V^T.
+
+    Args:
+        two_sided: as in `moments_spectrum`; without it G is the identity.
     """
     outputs = torch.cat(samples.outputs).to(torch.float64)  # (N, m), one row an image
-    gradients = torch.cat(samples.gradients).to(torch.float64) / len(outputs) ** 0.5
     mean = outputs.mean(dim=0)
     centred = (outputs - mean) / len(outputs) ** 0.5
+    if not two_sided:
+        values, q = _row_space(centred)
+        return _shares(Spectrum(0.5 * values**2, q.T, q, mean))
+    gradients = torch.cat(samples.gradients).to(torch.float64) / len(outputs) ** 0.5
     delta = damping * float((gradients**2).sum()) / gradients.shape[1]
     if delta <= 0.0:
         delta = 1.0
