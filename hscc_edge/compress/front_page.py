@@ -1,0 +1,60 @@
+"""A front as one page that needs no network and no script."""
+
+from __future__ import annotations
+
+from hscc_edge.compress import front_plots
+from hscc_edge.compress.front import Front
+from hscc_edge.errors import extra
+
+with extra("workstation"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+TARGETS = {"kl": "KL", "latency": "latency"}
+
+
+def render(front: Front) -> str:
+    """HTML with inline style and SVG; nothing is loaded from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("hscc_edge.compress", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(times=times, small=small, points=points)
+    page = environment.get_template("front.html.j2")
+    done = [entry for entry in front.entries if entry.outcome is not None]
+    return page.render(
+        front=front,
+        done=done,
+        best=sorted((entry for entry in done if entry.pareto), key=lambda entry: dict(entry.outcome or {})["kl"]),
+        refused=[entry for entry in front.entries if entry.refused],
+        names=list(dict.fromkeys(name for entry in front.entries for name in entry.params)),
+        plots={
+            "flops": Markup(front_plots.scatter(front, "flops", "times fewer FLOPs than the original (log scale)")),
+            "latency": Markup(front_plots.scatter(front, "latency", "times faster than the original (log scale)")),
+        },
+        bars=[
+            (
+                TARGETS[name],
+                Markup(front_plots.bars(shares, f"share of the variance of log {TARGETS[name]} within a budget, %")),
+            )
+            for name, shares in front.importances.items()
+        ],
+    )
+
+
+def times(share: float | None) -> str:
+    """A share of the dense network's cost as a ratio, or a dash."""
+    return "-" if share is None else f"{1 / share:.2f}x"
+
+
+def small(value: float | None) -> str:
+    """Three digits, or a dash."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def points(value: float | None) -> str:
+    """Points with sign, or a dash."""
+    return "-" if value is None else f"{value:+.2f}"
