@@ -40,7 +40,8 @@ def make(out: Path, cohort_path: Path, dense_path: Path, images: Any, rounds: in
         row.update(judge(bundle, truth, cases(bundle, cohort, found)))
     race(bundle.path("models/model.onnx"), out, made, np.ascontiguousarray(images[0]), rounds)
     head = {
-        "network": bundle.spec.network["name"], "test_images": len(images), **machine_facts(), "dense": dense_figures(bundle, truth),
+        "network": bundle.spec.network["name"], "test_images": len(images), **machine_facts(),
+        "dense": dense_figures(bundle, truth),
         "training": bundle.spec.training, "rounds": rounds,
     }  # fmt: skip
     table = {**head, "rows": [*made, *(row for row in rows if "file" not in row)], "seeds": over_seeds(made)}
@@ -159,7 +160,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     dense = table["dense"]
     lines = [
         f"{table['network']}, {table['test_images']} test pictures left after exact duplicates were removed (too few "
-        f"to prove a small margin); dense accuracy {100 * dense['accuracy']:.1f} (SE {100 * dense['accuracy_se']:.1f}) %, "
+        f"to prove a small margin); dense accuracy {100 * dense['accuracy']:.1f} "
+        f"(SE {100 * dense['accuracy_se']:.1f}) %, "
         f"macro-F1 {dense['macro_f1']:.3f}. KL: mean over the test pictures, nats, from the dense network. Speed-up: "
         f"ONNX Runtime, one thread, batch 1, medians of {table['rounds']} rounds of all networks in turn. "
         f"{table['machine']}; {table['date']}; {known}.", "",

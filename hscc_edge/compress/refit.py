@@ -5,7 +5,8 @@ targets y are what the original layer gave, the inputs are those of the compress
 layers are corrected by later ones. First the reduce: with y' = W x' the best rank-r map from y' to y in the metric G.
 Then the expand: `U = (E[y z^T] + rho U0)(E[z z^T] + rho I)^-1` about the means, per region. Closed form; no labels.
 
-The original runs once: a random few positions of each layer's output are kept for every image.
+The original runs once, on the first BATCHES batches: a random few positions of each layer's output are kept for every
+image. More images or positions gained nothing that could be measured.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.cost import LayerShape
+from hscc_edge.compress.gram import regress
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments
 from hscc_edge.compress.problem import Metric, Problem
 from hscc_edge.compress.spectrum import root_of
@@ -30,6 +33,7 @@ with extra("workstation"):
     from torch.nn import functional
 
 RIDGE = 1e-3
+BATCHES = 8
 POSITIONS = 64
 POSITIONS_A_PART = 16
 LARGEST_SOLVED = 1024
@@ -112,8 +116,9 @@ def refit(problem: Problem, compressed: nn.Module, names: Sequence[str], metric:
         _collect_targets(problem, layers)
         for layer in layers:
             if metric is not None and _has_metric(layer, metric):
-                _refit_reduces(problem, compressed, layer, metric)
-            _refit_expands(problem, compressed, layer)
+                _refit_pairs(problem, compressed, layer, metric)
+            else:
+                _refit_expands(problem, compressed, layer)
             layer.targets.clear()
 
 
@@ -135,7 +140,7 @@ def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
 
     handles = [problem.network.get_submodule(layer.shape.name).register_forward_hook(watch(layer)) for layer in layers]
     with _removed(handles):
-        for batch in problem.batches():
+        for batch in islice(problem.batches(), BATCHES):
             problem.call(problem.network, batch)
             count += 1
             _tell(problem, batch, "refit: targets")
@@ -145,50 +150,78 @@ def _part_rows(layer: _Layer, output: torch.Tensor, batch: int) -> list[torch.Te
     return [_rows(output, part.box, layer.last, layer.chosen(index, batch)) for index, part in enumerate(layer.parts)]
 
 
-def _refit_reduces(problem: Problem, compressed: nn.Module, layer: _Layer, metric: Metric) -> None:
-    """The best rank-r map from y' = W x' + b to y: of each part, or of all parts together where they share a reduce."""
-    dense, name = problem.network.get_submodule(layer.shape.name), layer.shape.name
-    module = compressed.get_submodule(name)
+def _refit_pairs(problem: Problem, compressed: nn.Module, layer: _Layer, metric: Metric) -> None:
+    """Reduces and expands from the joint moments of y' = W x' + b and y; z is a projection of y'."""
+    name = layer.shape.name
+    dense, module = problem.network.get_submodule(name), compressed.get_submodule(name)
     joint: list[Moments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
-    for number, batch in enumerate(problem.batches()):
+    for number, batch in enumerate(islice(problem.batches(), BATCHES)):
         for x in _inputs(problem, batch, compressed, [module], layer.shape.calls)[0]:
             pairs = zip(_part_rows(layer, dense(x), number), next(targets), strict=True)
             joint = [_added(total, torch.cat(pair, dim=1)) for total, pair in zip(joint, pairs, strict=True)]
-        _tell(problem, batch, f"refit {name}: reduce")
+        _tell(problem, batch, f"refit {name}")
     found = [entry for entry in joint if entry is not None]
-    matrix, _ = factors.matrix_of(dense)
+    ranks = [len(torch.as_tensor(part.reduce.weight)) for part in layer.parts if part.reduce is not None]
     if isinstance(module, SharedReduce):
-        pooled = sum((entry.scatter for entry in found), start=torch.zeros(1)) / sum(entry.count for entry in found)
-        _write_reduce(layer.parts[0], pooled, metric(name, None), matrix)
-        return
-    for part, entry in zip(layer.parts, found, strict=True):
-        _write_reduce(part, entry.covariance, metric(name, part.box), matrix)
+        count = sum(entry.count for entry in found)
+        pooled = torch.stack([entry.scatter for entry in found]).sum(0) / count
+        projections = [_projection(pooled, metric(name, None), ranks[0])] * len(found)
+    else:
+        triples = zip(layer.parts, found, ranks, strict=True)
+        projections = [_projection(entry.covariance, metric(name, part.box), own) for part, entry, own in triples]
+    _write_pairs(dense, module, layer.parts, found, projections)
 
 
-def _write_reduce(part: Part, covariance: torch.Tensor, gradients: torch.Tensor | None, matrix: torch.Tensor) -> None:
-    """Reduced-rank regression with a ridge towards the identity, from the joint covariance of (y', y)."""
+def _projection(covariance: torch.Tensor, gradients: torch.Tensor | None, rank: int) -> torch.Tensor | None:
+    """(r, m): what the best rank-r map from y' to y, in the metric G, keeps of y'; None where y' does not vary.
+
+    Reduced-rank regression (Izenman 1975) with a ridge towards the identity, from the joint covariance of (y', y).
+    """
     if gradients is None:
-        return
-    m, root = len(gradients), root_of(gradients)
-    eye = torch.eye(m, dtype=covariance.dtype)
-    ridge = RIDGE * covariance[:m, :m].diagonal().mean() * eye
-    if not bool(ridge[0, 0] > 0) or part.reduce is None:
-        return
+        return None
+    m, root = len(gradients), root_of(gradients).root
+    ridge = RIDGE * covariance[:m, :m].diagonal().mean() * torch.eye(m, dtype=covariance.dtype)
+    if not bool(ridge[0, 0] > 0):
+        return None
     gram = covariance[:m, :m] + ridge
     whole = torch.linalg.solve(gram, (covariance[m:, :m] + ridge).T).T  # (m, m)
-    vectors = torch.linalg.eigh(root.root @ whole @ gram @ whole.T @ root.root).eigenvectors.flip(1)
-    rank = len(torch.as_tensor(part.reduce.weight))
-    q = vectors[:, :rank]
-    first, second = q.T @ root.root @ whole @ matrix, root.inverse @ q
-    factors.fill_pair(nn.Sequential(part.reduce, part.expand), first, second, torch.as_tensor(part.expand.bias))
+    vectors = torch.linalg.eigh(root @ whole @ gram @ whole.T @ root).eigenvectors.flip(1)
+    projection: torch.Tensor = vectors[:, :rank].T @ root @ whole
+    return projection
+
+
+def _write_pairs(
+    dense: nn.Module,
+    module: nn.Module,
+    parts: Sequence[Part],
+    found: Sequence[Moments],
+    projections: Sequence[torch.Tensor | None],
+) -> None:
+    matrix, bias = factors.matrix_of(dense)
+    m = len(matrix)
+    expands, biases, reduces = [], [], []
+    for entry, projection in zip(found, projections, strict=True):
+        if projection is None:
+            return
+        gram, cross = entry.covariance[:m, :m] @ projection.T, entry.covariance[m:, :m] @ projection.T
+        expand = regress(projection @ gram, cross)
+        expands.append(expand)
+        biases.append(entry.mean[m:] - expand @ (projection @ (entry.mean[:m] - bias)))
+        reduces.append(projection @ matrix)
+    if isinstance(module, SharedReduce):
+        factors.fill_shared(module, reduces[0], expands, biases)
+        return
+    for part, reduce, expand, own in zip(parts, reduces, expands, biases, strict=True):
+        if part.reduce is not None:
+            factors.fill_pair(nn.Sequential(part.reduce, part.expand), reduce, expand, own)
 
 
 def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> None:
     moments: list[Moments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     expands = [part.expand for part in layer.parts]
-    for number, batch in enumerate(problem.batches()):
+    for number, batch in enumerate(islice(problem.batches(), BATCHES)):
         given = _inputs(problem, batch, compressed, expands, layer.shape.calls)
         for call in range(layer.shape.calls):
             rows = next(targets)

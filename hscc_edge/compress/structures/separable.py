@@ -23,6 +23,8 @@ with extra("workstation"):
     from torch import nn
     from torch.nn import functional
 
+WORTHWHILE = 1.5
+
 
 def flops(shape: LayerShape, rank: int) -> int:
     """Of the column (output rows x input columns) and of the row."""
@@ -41,7 +43,7 @@ def _ranks(solved: Solved) -> list[int]:
     if not applies(solved):
         return []
     largest = min(shape.inputs * shape.kernel[0], shape.outputs * shape.kernel[1])
-    return [rank for rank in range(step, largest + 1, step) if flops(shape, rank) < shape.flops]
+    return [rank for rank in range(step, largest + 1, step) if WORTHWHILE * flops(shape, rank) < shape.flops]
 
 
 def applies(solved: Solved) -> bool:
