@@ -153,12 +153,17 @@ def distill(
         before = mean_kl(pair, aside)
         clock = Clock(options, time.monotonic(), began + options.seconds - (time.monotonic() - began))
         start = [weight.detach().clone() for weight in weights]
-        course = _learn(pair, weights, _lessons(pair, _endless(batches, skipped), options), options, clock, progress)
-        _write(weights, course.average)
-        after = mean_kl(pair, aside)
-        kept = after < before
-        if not kept:
-            _write(weights, start)
+        kept = False
+        try:
+            course = _learn(
+                pair, weights, _lessons(pair, _endless(batches, skipped), options), options, clock, progress
+            )
+            _write(weights, course.average)
+            after = mean_kl(pair, aside)
+            kept = after < before
+        finally:
+            if not kept:
+                _write(weights, start)
     first, last = (course.losses[0], course.losses[-1]) if course.losses else (before, before)
     seconds = time.monotonic() - began
     return Report(course.steps, seconds, first, last, before, after if kept else before, kept)

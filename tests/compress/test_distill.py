@@ -174,6 +174,19 @@ def test_a_rate_that_is_too_high_gives_the_start_back(rate):
     assert same(start, weights_of(student))
 
 
+def test_a_stream_that_breaks_gives_the_start_back():
+    def broken():
+        yield from list(stream()())[:6]
+        raise OSError("the disk is gone")
+
+    network = network_of(SOFTMAX)
+    student = truncated(network)
+    start = weights_of(student)
+    with pytest.raises(OSError, match="disk"):
+        distill(network, student, broken, (SOFTMAX,), QUICK)
+    assert same(start, weights_of(student))
+
+
 def test_the_same_seed_gives_the_same_network():
     network = network_of(SOFTMAX)
     students = [truncated(network) for _ in range(3)]
