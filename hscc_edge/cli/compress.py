@@ -64,10 +64,11 @@ def compress(
     output, started = Output(as_json), time.perf_counter()
     compression.check_method(method)
     settings = _settings(structures, cells, regions, clusters, align, damping, seed)
+    again = method not in AS_PUBLISHED if refit is None else refit
+    goal = _goal(budget, max_drop, max_kl, confidence, plan)
     asked = job.Job(
-        method=method, **_goal(budget, max_drop, max_kl, confidence, plan), currency=_currency(currency),
-        settings=settings,
-        refit=method not in AS_PUBLISHED if refit is None else refit, moves=moves, distill_s=distill, threads=threads, table=table,
+        method=method, **goal, currency=_currency(currency), settings=settings, refit=again, moves=moves,
+        distill_s=distill, threads=threads, table=table,
     )  # fmt: skip
     job.check_job(asked)
     dense, whole = read_bundle(bundle), read_cohort(cohort)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from hscc_edge.compress.gram import contributions, regress
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
@@ -43,7 +44,7 @@ class Features:
     rows: Callable[[torch.Tensor], torch.Tensor]
     size: int
     box: Box | None
-    payload: object
+    payload: Any
     moments: Moments | None = None
 
     def captured(self, weight: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -25,7 +25,8 @@ def cholesky(gram: torch.Tensor) -> torch.Tensor:
     for jitter in JITTERS:
         lower, failed = torch.linalg.cholesky_ex(scaled + jitter * eye)
         if not int(failed):
-            return scale[:, None] * lower
+            found: torch.Tensor = scale[:, None] * lower
+            return found
     raise ModelError("a layer's outputs on the calibration images are not finite: check the network's weights")
 
 
@@ -41,4 +42,5 @@ def contributions(gram: torch.Tensor, cross: torch.Tensor, weight: torch.Tensor)
     With gram = L L^T the columns of cross L^-T are orthogonal contributions.
     """
     directions = torch.linalg.solve_triangular(cholesky(gram), cross.T, upper=False).T  # (m, k)
-    return ((weight @ directions) * directions).sum(0)
+    found: torch.Tensor = ((weight @ directions) * directions).sum(0)
+    return found

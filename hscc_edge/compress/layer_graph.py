@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def node(self, operation: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
+    def node(self, operation: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(operation, list(inputs), [output], **attributes))
 
 
@@ -65,7 +66,7 @@ def layer_graph(module: nn.Module, shape: Sequence[int]) -> bytes:
 
 def _emit(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
     if node.op == "call_module":
-        _module(graph, traced.get_submodule(str(node.target)), node.args[0].name, node.name)  # type: ignore[union-attr]
+        _module(graph, traced.get_submodule(str(node.target)), _names(node.args)[0], node.name)
     elif node.target in FUNCTIONS:
         FUNCTIONS[node.target](graph, traced, node)
     else:
@@ -93,30 +94,36 @@ def _weights(graph: _Graph, module: nn.Module) -> list[str]:
     return [graph.constant(module.weight), *([graph.constant(bias)] if bias is not None else [])]
 
 
+def _names(arguments: Any) -> list[str]:
+    return [item.name for item in arguments if isinstance(item, fx.Node)]
+
+
 def _slice(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
-    source, where = node.args
-    cuts = [(axis, part) for axis, part in enumerate(where) if part != slice(None)]  # type: ignore[arg-type]
+    arguments: Any = node.args
+    cuts = [(axis, part) for axis, part in enumerate(arguments[1]) if part != slice(None)]
     starts, ends, axes = [cut.start for _, cut in cuts], [cut.stop for _, cut in cuts], [axis for axis, _ in cuts]
-    inputs = [source.name, *(graph.constant(values) for values in (starts, ends, axes))]  # type: ignore[union-attr]
+    inputs = [*_names(arguments), *(graph.constant(values) for values in (starts, ends, axes))]
     graph.node("Slice", inputs, node.name)
 
 
 def _pad(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
-    source, widths = node.args[0], node.args[1]
-    pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]  # type: ignore[index,call-overload]
+    arguments: Any = node.args
+    widths = arguments[1]
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
     pads = [0, 0, *(low for low, _ in pairs), 0, 0, *(high for _, high in pairs)]
-    graph.node("Pad", [source.name, graph.constant(pads)], node.name)  # type: ignore[union-attr]
+    graph.node("Pad", [*_names(arguments), graph.constant(pads)], node.name)
 
 
 def _concat(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
-    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    graph.node("Concat", [item.name for item in node.args[0]], node.name, axis=axis)  # type: ignore[union-attr]
+    arguments: Any = node.args
+    axis = node.kwargs.get("dim", arguments[1] if len(arguments) > 1 else 0)
+    graph.node("Concat", _names(arguments[0]), node.name, axis=axis)
 
 
 def _gather(graph: _Graph, traced: fx.GraphModule, node: fx.Node) -> None:
-    source, axis, channels = node.args
-    values = traced.get_buffer(str(channels.target))  # type: ignore[union-attr]
-    graph.node("Gather", [source.name, graph.constant(values)], node.name, axis=axis)  # type: ignore[union-attr]
+    arguments: Any = node.args
+    values = traced.get_buffer(arguments[2].target)
+    graph.node("Gather", [arguments[0].name, graph.constant(values)], node.name, axis=arguments[1])
 
 
 FUNCTIONS: dict[object, Callable[[_Graph, fx.GraphModule, fx.Node], None]] = {

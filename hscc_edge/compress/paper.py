@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Budget, Option
@@ -126,7 +127,8 @@ def build_layer(dense: nn.Module, plan: LayerPlan) -> nn.Module:
         reduce, expand = _pair(matrix, plan.ranks[0])
         factors.fill_pair(module, reduce, expand, bias)
         return module
-    weight = matrix.reshape(len(matrix), dense.in_channels, -1)  # type: ignore[arg-type]
+    channels: Any = dense.in_channels
+    weight = matrix.reshape(len(matrix), channels, -1)
     left = list(plan.ranks)
     for number, clusters in enumerate(plan.clusters):
         own, left = left[: len(clusters)], left[len(clusters) :]
@@ -138,12 +140,11 @@ def _fill_region(
     module: Clustered, number: int, weight: torch.Tensor, clusters: Clusters, ranks: Sequence[int], bias: torch.Tensor
 ) -> None:
     expands = []
-    reduces: Sequence[nn.Module] = list(module.reduces[number])  # type: ignore[arg-type]
-    for target, cluster, rank in zip(reduces, clusters, ranks, strict=True):
+    for target, cluster, rank in zip(module.reduces_of(number), clusters, ranks, strict=True):
         reduce, expand = _pair(weight[:, list(cluster)].flatten(1), rank)
         balanced, (second,) = factors.balance(reduce, [expand])
         with torch.no_grad():
-            target.weight.copy_(balanced.reshape(target.weight.shape))  # type: ignore[operator,union-attr]
+            target.weight.copy_(balanced.reshape(target.weight.shape))
         expands.append(second)
     factors.write(module.expands[number], torch.cat(expands, dim=1), bias)
 

@@ -78,7 +78,7 @@ def collect(problem: Problem, cells: Sequence[int]) -> dict[str, LayerStatistics
         for name, entry in found.items():
             module = network.get_submodule(name)
             hook = module.register_forward_pre_hook if entry.dual else module.register_forward_hook
-            stack.callback(hook(_dual_hook(entry) if entry.dual else _hook(entry)).remove)  # type: ignore[operator]
+            stack.callback(hook(_dual_hook(entry) if entry.dual else _hook(entry)).remove)
         network.requires_grad_(False)
         for number, batch in enumerate(problem.batches()):
             size = len(next(iter(batch.values())))

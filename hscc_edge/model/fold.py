@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hscc_edge.errors import extra
 from hscc_edge.model.convolution import CONVOLUTIONS
@@ -21,7 +22,8 @@ TOLERANCE = 1e-4
 def fold(network: nn.Module, pairs: Sequence[Pair]) -> None:
     """Fold each (convolution, batch norm) of `network` in place; the batch norm becomes nn.Identity."""
     for conv_name, norm_name in pairs:
-        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        conv: Any = network.get_submodule(conv_name)
+        norm: Any = network.get_submodule(norm_name)
         training = conv.training
         fused = fuse_conv_bn_eval(conv.eval(), norm.eval())
         replace(network, conv_name, fused.train(training))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hscc_edge.errors import ModelError, extra
 from hscc_edge.model.convolution import Conv, conv_like, numbers, padding_of
@@ -77,13 +78,17 @@ class Clustered(nn.Module):
                 name = f"channels_{number}_{index}"
                 self.register_buffer(name, torch.tensor(cluster, dtype=torch.long), persistent=False)
 
+    def reduces_of(self, number: int) -> list[Conv]:
+        """The reduces of one region's clusters."""
+        found: Any = self.reduces[number]
+        return list(found)
+
     def features(self, padded: torch.Tensor, number: int) -> torch.Tensor:
         """The reduced channels of one region, of the padded input."""
         cutout = self.halo.cut(padded, self.boxes[number]) if self.boxes else padded
-        reduces = self.reduces[number]
         parts = [
             reduce(cutout.index_select(1, getattr(self, f"channels_{number}_{index}")))
-            for index, reduce in enumerate(reduces)  # type: ignore[arg-type]
+            for index, reduce in enumerate(self.reduces_of(number))
         ]
         return torch.cat(parts, dim=1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Option
@@ -87,7 +88,7 @@ class _Rows:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         owners = torch.tensor(self.prepared.owners)
-        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.conv.kernel_size) - 1]
+        run: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.conv.kernel_size) - 1]
         padded = self.halo.pad(x)
         rows: torch.Tensor | None = None
         for index, cluster in enumerate(self.prepared.clusters):
@@ -96,7 +97,7 @@ class _Rows:
                 continue
             kernel = self.prepared.reduces[index][: len(where)].float()
             kernel = kernel.reshape(len(where), len(cluster), *self.conv.kernel_size)
-            z = run(padded[:, list(cluster)], kernel, stride=self.conv.stride, dilation=self.conv.dilation)  # type: ignore[arg-type]
+            z = run(padded[:, list(cluster)], kernel, stride=self.conv.stride, dilation=self.conv.dilation)
             part = z.movedim(1, -1).reshape(-1, len(where))
             rows = torch.zeros(len(part), len(owners)) if rows is None else rows
             rows[:, where] = part
@@ -156,7 +157,7 @@ def fill(module: nn.Module, solved: Solved, plan: LayerPlan) -> None:
     order = [index for index in range(len(prepared.clusters)) if bool((owners == index).any())]
     columns = torch.cat([(owners == index).nonzero()[:, 0] for index in order])
     with torch.no_grad():
-        for target, index in zip(module.reduces[0], order, strict=True):  # type: ignore[arg-type]
+        for target, index in zip(module.reduces_of(0), order, strict=True):
             rank = int((owners == index).sum())
             target.weight.copy_(prepared.reduces[index][:rank].reshape(target.weight.shape))
     factors.write(module.expands[0], expand[:, columns], bias)

@@ -1,4 +1,4 @@
-"""One region: a k x k convolution to r, a pointwise one to m; for a Linear, a pair. The paper's global SVD, with data."""
+"""One region: a k x k convolution to r, a pointwise one to m; for a Linear, a pair: global SVD, with data."""
 
 from __future__ import annotations
 

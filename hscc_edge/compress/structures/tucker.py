@@ -7,6 +7,7 @@ output subspace is that of the layer's spectrum; the last factor is the regressi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Option
@@ -65,15 +66,18 @@ def features(solved: Solved) -> list[Features]:
         outer = min(solved.shape.outputs, len(solved.whole.losses))
         core = torch.einsum("rm,mct,cs->rst", solved.whole.reduce[:outer], weight, back)
         core = core / core.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None]
-        pair = nn.Sequential(
-            conv_like(conv, conv.in_channels, inner, kernel=1, stride=1, padding=0, dilation=1),
-            conv_like(conv, inner, outer),
-        )
+        narrow = conv_like(conv, conv.in_channels, inner, kernel=1, stride=1, padding=0, dilation=1)
+        middle = conv_like(conv, inner, outer)
         with torch.no_grad():
-            pair[0].weight.copy_(first.reshape(pair[0].weight.shape))  # type: ignore[arg-type]
-            pair[1].weight.copy_(core.reshape(pair[1].weight.shape))  # type: ignore[arg-type]
-        found.append(Features(lambda x, pair=pair: rows_of(pair(x), None, False), outer, None, (inner, pair)))  # type: ignore[misc]
+            narrow.weight.copy_(first.reshape(narrow.weight.shape))
+            middle.weight.copy_(core.reshape(middle.weight.shape))
+        pair = nn.Sequential(narrow, middle)
+        found.append(Features(partial(_rows, pair), outer, None, (inner, pair)))
     return found
+
+
+def _rows(pair: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return rows_of(pair(x), None, False)
 
 
 def options(solved: Solved) -> Sequence[Option]:
@@ -83,7 +87,7 @@ def options(solved: Solved) -> Sequence[Option]:
     found = []
     for entry in solved.features.get("tucker-2", []):
         kept, total = entry.captured(torch.as_tensor(weight))
-        inner, _ = entry.payload  # type: ignore[misc]
+        inner = entry.payload[0]
         for outer in range(step, entry.size + 1, step):
             flops, params = cost(shape, outer, inner)
             if flops < shape.flops:
@@ -95,8 +99,8 @@ def options(solved: Solved) -> Sequence[Option]:
 def fill(module: nn.Module, solved: Solved, plan: LayerPlan) -> None:
     """Write the three factors."""
     outer, inner = plan.ranks
-    entry = next(item for item in solved.features["tucker-2"] if item.payload[0] == inner)  # type: ignore[index]
-    pair = entry.payload[1]  # type: ignore[index]
+    entry = next(item for item in solved.features["tucker-2"] if item.payload[0] == inner)
+    pair = entry.payload[1]
     expand, bias = entry.expand(outer)
     core = pair[1].weight.detach().double()[:outer]
     balanced, (last,) = factors.balance(core.flatten(1), [expand])
