@@ -12,7 +12,8 @@ import copy
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,18 +246,35 @@ def _graph(network: nn.Module, problem: Problem, example: Batch) -> Any:
         return list(problem.call(model, batch))
 
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), _zero_padding(network):
             warnings.simplefilter("ignore")  # what it cannot prune by rule is left alone here, see _prunable
             graph = DependencyGraph().build_dependency(network.requires_grad_(True), example, forward_fn=run)
     except (RuntimeError, AssertionError, ValueError, AttributeError, KeyError) as error:
         raise ModelError(f"torch-pruning cannot trace this network ({error}): use svd or hscc") from error
-    for node in graph.module2node.values():
+    nodes = list(graph.module2node.values())
+    writes = any("CopySlices" in str(getattr(node.module, "_grad_fn", "")) for node in nodes)
+    if writes and any(node.type == OPTYPE.SLICE for node in nodes):  # its search for a group may never end
+        raise ModelError("the network writes into slices of its maps, which pruning cannot follow: use svd or hscc")
+    for node in nodes:
         _check_reshape(graph, node)
     return graph
 
 
+@contextmanager
+def _zero_padding(network: nn.Module) -> Iterator[None]:
+    """Trace with zeros for padding: circular padding is made of slices, and what depends on what is the same."""
+    modes = [(module, module.padding_mode) for module in network.modules() if isinstance(module, CONVOLUTIONS)]
+    try:
+        for module, _ in modes:
+            module.padding_mode = "zeros"
+        yield
+    finally:
+        for module, mode in modes:
+            module.padding_mode = mode
+
+
 def _check_reshape(graph: Any, node: Any) -> None:
-    """A reshape may flatten channels; of one that splits them torch-pruning's search for a group never ends."""
+    """A reshape may flatten channels; one that takes them apart is mapped wrongly."""
     if node.type != OPTYPE.RESHAPE:
         return
     before = next(filter(None, (infer_out_channels_recursively(graph, other, [0]) for other in node.inputs)), None)
