@@ -3,7 +3,7 @@
 Which channels go together is its dependency graph (Fang et al. 2023, arXiv 2301.12900), and what each is worth is its
 group Hessian: w^2 h summed over the weights that go with a channel, with h the diagonal of the true Fisher (labels
 sampled from the model, so none are read). One threshold for the whole network meets the budget; what is left of a
-layer's channels is a multiple of the alignment, and never nothing.
+layer's channels is a multiple of the alignment, and never nothing. For convolutional networks: attention is refused.
 """
 
 from __future__ import annotations
