@@ -3,6 +3,7 @@
     LICENSE  manifest.json (sha256 of every other file)
     configs/{metadata,inference,hscc}.json
     models/{model.safetensors,model.onnx,model.fp16.onnx}  reports/
+    models/source.onnx, if the network was imported: its graph without the weights
 
 `configs/hscc.json` is the `Spec`. The bundle's digest is the sha256 of `manifest.json`, hence of everything in it.
 """
@@ -25,6 +26,7 @@ from hscc_edge.errors import BundleError
 
 SCHEMA = 1
 WEIGHTS = "models/model.safetensors"
+SOURCE = "models/source.onnx"
 LICENSE_TEXT = (
     "The weights belong to whoever trained them; no licence is granted by this file.\n"
     "Replace it by the licence of the model before passing the bundle on.\n"
@@ -49,7 +51,7 @@ class Spec:
     """What a bundle declares about its classifier.
 
     Attributes:
-        network: `{"name": a zoo or MONAI network, "args": {...}}`.
+        network: `{"name": a zoo or MONAI network, "args": {...}}`; the name "onnx" stands for an imported one.
         plan: the compression plan as JSON, None for a dense network.
         preprocess: named steps of `hscc_edge.data.preprocess`.
         decision: unit, aggregate, k and minimum_images of `hscc_edge.model.decision`.
@@ -115,7 +117,8 @@ def read_bundle(root: Path, *, verify: bool = True) -> Bundle:
     manifest = root / "manifest.json"
     if not manifest.is_file():
         raise BundleError(
-            f"{root} is not a bundle: it has no manifest.json; give a directory made by hscc-edge train or compress"
+            f"{root} is not a bundle: it has no manifest.json; give a directory made by hscc-edge train, import or "
+            "compress"
         )
     content = manifest.read_bytes()
     files = _parse_json(content, manifest).get("files")
@@ -149,6 +152,11 @@ def write_bundle(out: Path, spec: Spec, files: Mapping[str, bytes], *, replace: 
     with durable.new_directory(out, replace=replace) as draft:
         _fill(draft, {**own, **files}, {})
     return read_bundle(out, verify=False)
+
+
+def carried(bundle: Bundle) -> dict[str, bytes]:
+    """What a bundle made from this one must hold as well, for its network to be rebuilt."""
+    return {name: bundle.path(name).read_bytes() for name in (SOURCE,) if name in bundle.files}
 
 
 def add_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from hscc_edge.cli import cohort, compress, demo, export, serve, sweep, train, validate
+from hscc_edge.cli import cohort, compress, demo, export, imported, serve, sweep, train, validate
 from hscc_edge.errors import HsccError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(cohort.app, name="cohort")
 app.command()(train.train)
+app.command("import")(imported.import_model)
 app.command()(compress.compress)
 app.command()(sweep.sweep)
 app.command()(export.export)

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle to add ONNX files to.")],
-    cohort: Annotated[Path, typer.Option(help="Cohort whose test images prove the graphs.")],
+    cohort: Annotated[Path | None, typer.Option(help="Cohort whose test images prove the graphs.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, or both.")] = "fp32,fp16",
     images: Annotated[int, typer.Option(help="Images to compare on.")] = 64,
+    dropin: Annotated[
+        Path | None, typer.Option(help="Of an imported bundle: new ONNX file to use in place of the original model.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write ONNX graphs into the bundle, each compared with the torch network on real images; FP32 always among them.
 
     Example: hscc-edge export small --cohort cohort --precision fp32,fp16
+    Example: hscc-edge export small --dropin small.onnx
     """
-    from hscc_edge.bundle import add_files, read_bundle
-    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.bundle import read_bundle
     from hscc_edge.runtime import check_precision
 
     output, wanted = Output(as_json), list(dict.fromkeys(name.strip() for name in precision.split(",")))
@@ -40,7 +43,34 @@ def export(
     wanted = ["fp32", *(name for name in wanted if name != "fp32")]
     if images < 1:
         raise InputError(f"--images is {images}: expected 1 or more")
+    if cohort is None and dropin is None:
+        raise InputError("nothing to export was named: give --cohort for the bundle's own graphs, or --dropin, or both")
     found = read_bundle(bundle)
+    result: dict[str, Any] = {"bundle": str(bundle)}
+    if dropin is not None:
+        result["dropin"] = _dropin(output, found, dropin)
+    if cohort is not None:
+        result |= _into_bundle(output, found, cohort, wanted, images)
+    output.result(result)
+
+
+def _dropin(output: Output, bundle: Bundle, path: Path) -> dict[str, Any]:
+    from hscc_edge import durable
+    from hscc_edge.export.dropin import bundle_dropin
+
+    if path.exists():
+        raise InputError(f"{path} stands there already: give --dropin a new name")
+    content, inputs, outputs = bundle_dropin(bundle)
+    durable.write_bytes(path, content)
+    facts = {"file": str(path), "bytes": len(content), "inputs": inputs, "outputs": outputs}
+    output.say(f"{path}: {len(content):,} bytes; takes {', '.join(inputs)} and gives {', '.join(outputs)} as before")
+    return facts
+
+
+def _into_bundle(output: Output, found: Bundle, cohort: Path, wanted: list[str], images: int) -> dict[str, Any]:
+    from hscc_edge.bundle import add_files
+    from hscc_edge.data.cohort import read_cohort
+
     with output.progress("export", 1 + len(wanted)) as advance:
         files, report = _graphs(found, read_cohort(cohort).select("test"), wanted, images, advance)
     files["reports/export.json"] = (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
@@ -51,11 +81,11 @@ def export(
         for name, entry in report.items()
     ]  # fmt: skip
     output.table(
-        f"{bundle} against torch on {next(iter(report.values()))['images']} images",
+        f"{found.root} against torch on {next(iter(report.values()))['images']} images",
         ("precision", "bytes", "top-1 agreement", "largest logit difference", "overflowed", "measured by"),
         rows,
     )
-    output.result({"bundle": str(bundle), "digest": written.digest, "precision": report})
+    return {"digest": written.digest, "precision": report}
 
 
 def _graphs(

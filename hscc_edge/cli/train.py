@@ -27,7 +27,7 @@ def train(
 
     output = Output(as_json)
     parsed, images = read_recipe(recipe), read_cohort(cohort)
-    total = training.steps_of(parsed.train, len(images.select("train").instances))
+    total = training.steps_of(parsed.schedule, len(images.select("train").instances))
     with output.progress(f"train {parsed.name}", total) as advance:
         bundle = training.train(parsed, images, out, replace=overwrite, progress=advance)
     output.say(f"bundle {out}: {parsed.network['name']}, {bundle.spec.training['images']} training images")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hscc_edge.bundle import WEIGHTS, Bundle, Spec, read_bundle
+from hscc_edge.bundle import SOURCE, WEIGHTS, Bundle, Spec, read_bundle
 from hscc_edge.errors import BundleError, ModelError, extra
-from hscc_edge.model import layers, zoo
+from hscc_edge.model import foreign, layers, zoo
 from hscc_edge.model.fold import fold
 from hscc_edge.model.plan import Plan, parse_plan
 
@@ -15,15 +15,27 @@ with extra("workstation"):
     from torch import nn
 
 
-def fresh_network(spec: Spec) -> nn.Module:
+def fresh_network(spec: Spec, source: Path | None = None) -> nn.Module:
     """The network that a spec describes, its plan applied, with fresh weights.
+
+    Args:
+        source: the graph of a network that was imported; no other needs one.
 
     Raises:
         ModelError: if the network or a structure is unknown.
     """
-    classes = 1 if spec.head["kind"] == "single_logit" else len(spec.labels)
-    network = zoo.build_network(spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {}))
+    network = _zoo_network(spec) if source is None else _foreign_network(spec, source)
     return apply_plan(network, parse_plan(spec.plan)) if spec.plan else network
+
+
+def _zoo_network(spec: Spec) -> nn.Module:
+    classes = 1 if spec.head["kind"] == "single_logit" else len(spec.labels)
+    return zoo.build_network(spec.network["name"], spec.input_shape[0], classes, spec.network.get("args", {}))
+
+
+def _foreign_network(spec: Spec, source: Path) -> nn.Module:
+    layout = str(spec.network.get("args", {}).get("layout"))
+    return foreign.Foreign(foreign.read_graph(source, spec.input_shape, layout).network, layout)
 
 
 def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
@@ -47,7 +59,8 @@ def load_network(bundle: Bundle) -> nn.Module:
     Raises:
         BundleError: if the weights do not fit the network.
     """
-    network = fresh_network(bundle.spec)
+    imported = bundle.spec.network["name"] == foreign.NAME
+    network = fresh_network(bundle.spec, bundle.path(SOURCE) if imported else None)
     weights = load_file(bundle.path(WEIGHTS))
     try:
         network.load_state_dict(weights)

@@ -60,8 +60,21 @@ def import_onnx(path: Path, examples: Sequence[Arrays] | None = None) -> Importe
     """
     source = read_source(path)
     examples = random_inputs(source.inputs) if examples is None else examples
-    network = _Translation(source).network(widened(examples[-1]))
-    check_source(source, network, examples)
+    imported = translate(source, examples[-1])
+    check_source(source, imported.network, examples)
+    return imported
+
+
+def translate(source: Source, example: Arrays) -> Imported:
+    """The network of a source, not checked against ONNX Runtime.
+
+    Args:
+        example: one array an input, of the size to run on.
+
+    Raises:
+        ModelError: if it has an operator or another thing that is not known here.
+    """
+    network = _Translation(source).network(widened(example))
     metadata = tuple((item.key, item.value) for item in source.model.metadata_props)
     return Imported(network, source.inputs, source.outputs, source.tail, source.opset, metadata)
 

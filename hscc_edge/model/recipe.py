@@ -1,4 +1,4 @@
-"""A training recipe: TOML -> frozen dataclasses; an unknown key is an error."""
+"""A recipe for training or import: TOML -> frozen dataclasses; an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -44,17 +44,35 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that `hscc-edge train` needs but the cohort."""
+    """Everything that `hscc-edge train` needs but the cohort, and `hscc-edge import` but the model.
+
+    Attributes:
+        network: name and args of a network to train; of one to import, the args of its factory.
+        train: how to train; None in a recipe for import.
+        labels: of an imported network, in the order of its logits; when training, the cohort has them.
+    """
 
     name: str
     network: Mapping[str, Any]
     preprocess: Preprocess
     decision: Rule
-    train: Schedule
+    train: Schedule | None
     site: Code
     procedure: Code
     head: str = "softmax"
     findings: Mapping[str, Code] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    @property
+    def schedule(self) -> Schedule:
+        """How to train.
+
+        Raises:
+            ConfigError: if the recipe has no [train].
+        """
+        if self.train is None:
+            raise ConfigError(f"the recipe {self.name} has no table [train]: add one to train, see calibration/recipes")
+        return self.train
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -67,22 +85,38 @@ def read_recipe(path: Path) -> Recipe:
     known = {item.name for item in dataclasses.fields(Recipe)}
     if unknown := sorted(raw.keys() - known):
         raise ConfigError(f"{path} has the unknown key '{unknown[0]}': expected one of {', '.join(sorted(known))}")
-    if missing := sorted({"name", "network", "preprocess", "decision", "train", "site", "procedure"} - raw.keys()):
+    if missing := sorted({"name", "preprocess", "decision", "site", "procedure"} - raw.keys()):
         raise ConfigError(f"{path} lacks the key '{missing[0]}': see calibration/recipes for an example")
-    network = raw["network"]
-    if not isinstance(network, dict) or not isinstance(network.get("name"), str):
-        raise ConfigError(f'{path} has no network.name: expected a table like [network] name = "alexnet"')
+    train = raw.get("train")
     return Recipe(
         name=str(raw["name"]),
-        network={"name": network["name"], "args": network.get("args", {})},
+        network=_network(path, raw.get("network", {}), trained=train is not None),
         preprocess=parse_preprocess(raw["preprocess"]),
         decision=parse_rule(raw["decision"]),
-        train=_check_schedule(_table(path, "train", Schedule, raw["train"])),
+        train=None if train is None else _check_schedule(_table(path, "train", Schedule, train)),
         site=_table(path, "site", Code, raw["site"]),
         procedure=_table(path, "procedure", Code, raw["procedure"]),
         head=str(raw.get("head", "softmax")),
         findings={label: _table(path, "findings", Code, code) for label, code in raw.get("findings", {}).items()},
+        labels=_labels(path, raw.get("labels", [])),
     )
+
+
+def _network(path: Path, raw: object, trained: bool) -> dict[str, Any]:
+    table = raw if isinstance(raw, dict) else {}
+    if trained and not isinstance(table.get("name"), str):
+        raise ConfigError(f'{path} has no network.name: expected a table like [network] name = "alexnet"')
+    if not isinstance(table.get("args", {}), dict):
+        raise ConfigError(f"{path} has network.args = {table['args']!r}: expected a table, such as {{ depth = 18 }}")
+    return {"name": str(table.get("name", "")), "args": table.get("args", {})}
+
+
+def _labels(path: Path, raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(label, str) and label for label in raw):
+        raise ConfigError(f'{path} has labels = {raw!r}: expected names, such as labels = ["none", "tumour"]')
+    if len(set(raw)) != len(raw):
+        raise ConfigError(f"{path} has labels = {raw!r}, one of them twice: name every logit once")
+    return tuple(raw)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def spec_of(recipe: Recipe, cohort: Cohort) -> Spec:
     """
     if len(cohort.classes) < 2:
         raise CohortError(f"the cohort {cohort.root} has {len(cohort.classes)} class: a classifier needs at least two")
+    if recipe.labels and recipe.labels != cohort.classes:
+        raise CohortError(f"the recipe's labels {recipe.labels} are not the cohort's {cohort.classes}: leave them out")
     findings = {label: _finding(recipe, cohort, label) for label in cohort.classes}
     return Spec(
         name=recipe.name,
@@ -74,11 +76,11 @@ def train(
     """
     spec = spec_of(recipe, cohort)
     train_split = cohort.select("train")
-    with deterministic(recipe.train.seed):
+    with deterministic(recipe.schedule.seed):
         network = fresh_network(spec)
-        loss = fit(network, train_split, recipe.preprocess, parse_head(spec.head), recipe.train, progress)
+        loss = fit(network, train_split, recipe.preprocess, parse_head(spec.head), recipe.schedule, progress)
     trained = {
-        "schedule": asdict(recipe.train),
+        "schedule": asdict(recipe.schedule),
         "final_loss": loss,
         "images": len(train_split.instances),
         "cohort": cohort.digest,
