@@ -196,7 +196,8 @@ def _effects(trials: Sequence[FrozenTrial]) -> tuple[Effect, ...]:
         if name == "budget":
             continue
         groups: dict[str, list[float]] = {}
-        for label, trial in zip(_labels([trial.params[name] for trial in trials]), trials, strict=True):
+        rising = sorted(trials, key=lambda trial: trial.params[name])
+        for label, trial in zip(_labels([trial.params[name] for trial in rising]), rising, strict=True):
             groups.setdefault(label, []).append(targets[trial.number])
         if len(groups) > 1:
             found += [Effect(name, label, len(logs), math.exp(np.mean(logs))) for label, logs in groups.items()]

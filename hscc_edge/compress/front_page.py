@@ -22,7 +22,7 @@ def render(front: Front) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(times=times, small=small, points=points)
+    environment.filters.update(times=times, small=small, points=points, word=word)
     page = environment.get_template("front.html.j2")
     done = [entry for entry in front.entries if entry.outcome is not None]
     return page.render(
@@ -58,3 +58,8 @@ def small(value: float | None) -> str:
 def points(value: float | None) -> str:
     """Points with sign, or a dash."""
     return "-" if value is None else f"{value:+.2f}"
+
+
+def word(value: object) -> str:
+    """A hyper-parameter's value."""
+    return small(value) if isinstance(value, float) else str(value).replace(",", ", ")

@@ -17,8 +17,8 @@ with extra("workstation"):
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#1c2733"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 STYLE: Any = {
     "svg.hashsalt": "hscc_edge", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK,

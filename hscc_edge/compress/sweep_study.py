@@ -12,7 +12,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -77,6 +77,8 @@ def open_studies(out: Path, recipe: SweepRecipe, facts: Mapping[str, str]) -> St
             for study, wanted in ((studies.grid, _grid(recipe)), (studies.search, _searched(recipe.search, recipe))):
                 drawn = _revive(studies, study)
                 _queue(study, wanted, drawn)
+            for path in (out / WORKERS).iterdir():
+                _alive(path)
     return studies
 
 
@@ -172,12 +174,15 @@ def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
 def worker_name(out: Path) -> Iterator[str]:
     """A name for this worker; while its file is locked, its trials are its own."""
     name = uuid.uuid4().hex
-    with locked(out / WORKERS / name):
+    with ExitStack() as stack:
+        with locked(out / LOCK):
+            stack.enter_context(locked(out / WORKERS / name))
         yield name
-    (out / WORKERS / name).unlink(missing_ok=True)
+        (out / WORKERS / name).unlink(missing_ok=True)
 
 
 def _alive(path: Path) -> bool:
+    """Whether a worker holds its file; that of a dead one is removed. To be called under the sweep's lock."""
     if not path.is_file():
         return False
     handle = os.open(path, os.O_RDWR)

@@ -143,7 +143,7 @@ def run_trial(bench: Bench, point: Point, quiet: Quiet) -> Outcome:
     return Outcome(
         kl=found.kl,
         kl_se=found.kl_se,
-        accuracy=-100.0 * found.difference,
+        accuracy=0.0 - 100.0 * found.difference,
         flops=made.plan.flops / made.plan.dense_flops,
         params=_numbers(made.network) / _numbers(bench.network),
         bytes=_bytes(made.network) / _bytes(bench.network),
