@@ -1,4 +1,4 @@
-# setup: .venv with everything; demo: the whole path; test: lint, types, tests; bench: the real-data table
+# setup: .venv with everything; demo: the whole path; test: lint, types, tests; bench-compress: the real-data table
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
 
-.PHONY: setup system demo lint test bench clean
+.PHONY: setup system demo lint test bench-compress clean
 
 setup: $(VENV)/.ready
 
@@ -31,9 +31,9 @@ lint: setup
 test: setup system lint
 	$(BIN)/python -m pytest
 
-bench: setup
-	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }
-	$(BIN)/python benchmarks/brain_mri.py --data "$(DATA)" --out "$(OUT)"
+bench-compress: setup
+	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench-compress DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }
+	$(BIN)/python benchmarks/compress.py --data "$(DATA)" --out "$(OUT)"
 
 clean:
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

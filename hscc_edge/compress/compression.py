@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hscc_edge.bundle import WEIGHTS, Bundle, write_bundle
+from hscc_edge.bundle import WEIGHTS, Bundle, carried, write_bundle
 from hscc_edge.compress import METHODS
 from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.cost import layer_shapes
@@ -203,4 +203,5 @@ def write_compressed(
             "settings": dataclasses.asdict(settings), "facts": dict(compressed.facts), "torch": torch.__version__
         },
     )  # fmt: skip
-    return write_bundle(out, spec, {WEIGHTS: weights_of(compressed.network)}, replace=replace)
+    files = {**carried(bundle), WEIGHTS: weights_of(compressed.network)}
+    return write_bundle(out, spec, files, replace=replace)

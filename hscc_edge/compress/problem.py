@@ -50,7 +50,7 @@ class Settings:
     cells: tuple[int, ...] = (6, 6)
     regions: int = 9
     clusters: int = 4
-    structures: tuple[str, ...] = ("one-region", "shared-reduce", "own-factors", "separable")
+    structures: tuple[str, ...] = ("one-region", "shared-reduce", "own-factors", "separable", "tucker-2")
     alignment: int = 8
     damping: float = 1e-3
     seed: int = 0

@@ -70,7 +70,7 @@ def split_path(cells: tuple[Box, ...], worth: Worth, largest: int, least_gain: f
     """Sets of regions of size 1, 2, ... `largest`, each the one before with its best cut added.
 
     Args:
-        worth: what a block's own factors keep; a cut gains worth(first) + worth(second) - worth(block).
+        worth: minus what a block's own factors lose; a cut gains worth(first) + worth(second) - worth(block).
         least_gain: stop where the best cut gains less.
 
     Time grows with `largest` x cuts a block.

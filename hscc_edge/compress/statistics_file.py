@@ -38,7 +38,7 @@ def save_statistics(path: Path, found: Mapping[str, LayerStatistics]) -> None:
 def load_statistics(path: Path, found: Mapping[str, LayerStatistics]) -> int:
     """Fill empty statistics from a file of the same layers and cells; returns how many images it covers, 0 if none."""
     tensors = _read(path)
-    if tensors is None or any(f"{name}/images" not in tensors for name in found):
+    if tensors is None or any(not _fits(tensors, name, len(entry.cells)) for name, entry in found.items()):
         return 0
     images = 0
     for name, entry in found.items():
@@ -52,6 +52,12 @@ def load_statistics(path: Path, found: Mapping[str, LayerStatistics]) -> int:
             entry.samples.outputs = [tensors[f"{name}/outputs"]]
             entry.samples.gradients = [tensors[f"{name}/output-gradients"]]
     return images
+
+
+def _fits(tensors: Mapping[str, torch.Tensor], name: str, cells: int) -> bool:
+    """Whether the file holds this layer with so many cells."""
+    last = f"{name}/{cells - 1}/count" in tensors or not cells
+    return f"{name}/images" in tensors and last and f"{name}/{cells}/count" not in tensors
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:

@@ -47,7 +47,7 @@ def test_contract(network, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("budget", ["params=2x", "bytes=60KB"])
+@pytest.mark.parametrize("budget", ["params=2x", "bytes=75KB"])
 def test_other_currencies(network, method, budget):
     limit = parse_budget(budget)
     plan = prepared(network, method).plan(limit)
@@ -64,7 +64,7 @@ def test_a_budget_out_of_reach_names_the_largest(network, method):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_is_emitted_as_counted(network, structure):
-    found = prepared(network, structures=(structure,), cells=(2, 3), regions=4, clusters=2)
+    found = prepared(network, structures=(structure,), clusters=2)
     made = found.compress(Budget("flops", 1.6), refit=False)
     used = {layer.structure for layer in made.plan.layers if layer.name.startswith("features.")}
     assert structure in used
@@ -84,9 +84,7 @@ def counted_with_regions(network: nn.Module) -> int:
         total += 2 * positions * module.weight.numel()
 
     handles = [
-        module.register_forward_hook(hook)
-        for module in network.modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
+        module.register_forward_hook(hook) for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
     network(smooth_images(1, 1))
     for handle in handles:
@@ -97,7 +95,7 @@ def counted_with_regions(network: nn.Module) -> int:
 @pytest.mark.parametrize("structure", ["one-region", "shared-reduce", "own-factors"])
 def test_full_rank_reproduces_the_layer(network, structure):
     """With every rank kept the factorised layer is the layer itself, whatever the regions."""
-    found = prepared(network, structures=("one-region", "shared-reduce", "own-factors"), cells=(2, 2), regions=4)
+    found = prepared(network, structures=("one-region", "shared-reduce", "own-factors"))
     build = found.proposal.candidates["features.5"].build
     boxes = next(
         option.regions
@@ -132,12 +130,14 @@ def test_one_region_and_one_cluster_is_data_aware_svd(network):
         assert found.loss(rank) == pytest.approx(float(s[rank:].square().sum()), rel=1e-8)
 
 
-@pytest.mark.parametrize("structures", [("one-region",), ("shared-reduce",), ("own-factors",), ("separable", "tucker-2")])
+@pytest.mark.parametrize(
+    "structures", [("one-region",), ("shared-reduce",), ("own-factors",), ("separable", "tucker-2")]
+)
 def test_refit_helps_and_hscc_beats_weight_only_svd(network, structures):
-    found = prepared(network, structures=structures, cells=(2, 2), regions=4)
-    plan = found.plan(Budget("flops", 2.0))
+    found = prepared(network, structures=structures)
+    plan = found.plan(Budget("flops", 3.0))
     plain, refitted = (mean_kl(network, found.build(plan, refit=refit)) for refit in (False, True))
-    svd = prepared(network, "svd").compress(Budget("flops", 2.0), refit=False)
+    svd = prepared(network, "svd").compress(Budget("flops", 3.0), refit=False)
     assert refitted < plain < mean_kl(network, svd.network)
 
 
@@ -155,7 +155,7 @@ def test_predicted_loss_falls_with_rank(network):
 
 
 def test_the_same_seed_gives_the_same_network(network):
-    first, second = (prepared(network).compress(Budget("flops", 2.0)) for _ in range(2))
+    first, second = (prepared(copy.deepcopy(network)).compress(Budget("flops", 2.0)) for _ in range(2))
     assert first.plan == second.plan
     assert torch.equal(first.network(smooth_images(4, 3)), second.network(smooth_images(4, 3)))
 

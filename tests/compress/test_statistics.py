@@ -1,4 +1,6 @@
-"""Statistics: exact merging, agreement with a plain computation, and the true Fisher's scale."""
+"""Statistics: exact merging, agreement with a plain computation, the true Fisher's scale, a cache to be trusted."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -7,9 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_edge.compress.cost import layer_shapes
-from hscc_edge.compress.statistics import Box, collect, empty_moments, grid, merge, moments_of
+from hscc_edge.compress.moments import empty_moments, merge, moments_of
+from hscc_edge.compress.problem import Problem, Settings
+from hscc_edge.compress.statistics import collect
 from hscc_edge.errors import CohortError, ModelError
 from hscc_edge.model.head import Head
+from hscc_edge.model.plan import Box
 
 HEAD = Head("softmax", ("a", "b", "c"))
 
@@ -17,6 +22,7 @@ HEAD = Head("softmax", ("a", "b", "c"))
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 1000), shuffle=st.randoms())
 @settings(max_examples=30, deadline=None)
 def test_shards_in_any_order_agree(sizes, seed, shuffle):
+    """To 1e-10 of the scatter's scale, though the mean is ten thousand times the spread."""
     generator = torch.Generator().manual_seed(seed)
     shards = [1e4 + torch.randn(size, 5, generator=generator, dtype=torch.float64) for size in sizes]
     everything = torch.cat(shards)
@@ -29,16 +35,7 @@ def test_shards_in_any_order_agree(sizes, seed, shuffle):
     centred = everything - everything.mean(0)
     assert total.count == len(everything)
     assert torch.allclose(total.mean, everything.mean(0), rtol=1e-12)
-    assert torch.allclose(total.scatter, centred.T @ centred, rtol=1e-9, atol=1e-9 * len(everything))
-
-
-@given(height=st.integers(1, 30), width=st.integers(1, 30), rows=st.integers(1, 8), columns=st.integers(1, 8))
-def test_a_grid_tiles_the_map(height, width, rows, columns):
-    cover = torch.zeros(height, width)
-    for box in grid((height, width), (rows, columns)):
-        assert box.area > 0
-        cover[box.top : box.bottom, box.left : box.right] += 1
-    assert bool((cover == 1).all())
+    assert torch.allclose(total.scatter, centred.T @ centred, rtol=1e-10, atol=1e-8)
 
 
 def small_network() -> nn.Module:
@@ -48,13 +45,21 @@ def small_network() -> nn.Module:
     ).eval()
 
 
+def problem_of(network: nn.Module, batches: list[torch.Tensor], seed: int = 0, **more: object) -> Problem:
+    shapes = layer_shapes(network, lambda net: net(torch.zeros(1, 1, 8, 8)))
+    stream = [{"image": batch} for batch in batches]
+    return Problem(network, shapes, (HEAD,), lambda: stream, Settings(seed=seed), **more)
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
 def test_moments_are_those_of_the_outputs_and_gradients():
-    network = small_network()
-    images = torch.randn(20, 1, 8, 8)
-    shapes = layer_shapes(network, (1, 8, 8))
-    whole = collect(network, shapes, [{"image": images}], HEAD, (1, 1), seed=3)
-    batched = collect(network, shapes, [{"image": part} for part in images.split(7)], HEAD, (1, 1), seed=3)
-    outputs = network[0](images).detach().permute(0, 2, 3, 1).reshape(-1, 6).double()
+    network, x = small_network(), images(20)
+    whole = collect(problem_of(network, [x], 3), (1, 1))
+    batched = collect(problem_of(network, list(x.split(7)), 3), (1, 1))
+    outputs = network[0](x).detach().permute(0, 2, 3, 1).reshape(-1, 6).double()
     conv = whole["0"].cells[0]
     assert torch.allclose(conv.mean, outputs.mean(0), atol=1e-5)
     assert torch.allclose(conv.covariance, torch.cov(outputs.T, correction=0), atol=1e-5)
@@ -66,11 +71,10 @@ def test_moments_are_those_of_the_outputs_and_gradients():
 
 
 def test_cells_add_up_to_the_map():
-    network, images = small_network(), torch.randn(10, 1, 8, 8)
-    shapes = layer_shapes(network, (1, 8, 8))
-    whole = collect(network, shapes, [{"image": images}], HEAD, (1, 1), seed=0)["0"].cells[0]
-    parts = collect(network, shapes, [{"image": images}], HEAD, (3, 2), seed=0)["0"]
-    assert parts.boxes[0] == Box(0, 3, 0, 4)
+    network, x = small_network(), images(10)
+    whole = collect(problem_of(network, [x]), (1, 1))["0"].cells[0]
+    parts = collect(problem_of(network, [x]), (3, 2))["0"]
+    assert parts.boxes[0] == Box((0, 0), (3, 4))
     total = parts.cells[0]
     for cell in parts.cells[1:]:
         total = merge(total, cell)
@@ -78,12 +82,42 @@ def test_cells_add_up_to_the_map():
     assert torch.allclose(total.gradients, whole.gradients, rtol=1e-4)
 
 
+def test_a_pass_that_was_cut_off_goes_on_from_its_file(tmp_path):
+    """Half the batches, then all of them from the file: as if nothing had happened."""
+    network, x = small_network(), images(24)
+    batches, cache = list(x.split(8)), tmp_path / "statistics.safetensors"
+    collect(problem_of(network, batches[:2], cache=cache), (2, 2))
+    resumed = collect(problem_of(network, batches, cache=cache), (2, 2))
+    whole = collect(problem_of(network, batches), (2, 2))
+    for name in whole:
+        assert resumed[name].images == whole[name].images == 24
+        for first, second in zip(resumed[name].cells, whole[name].cells, strict=True):
+            assert first.count == second.count
+            assert torch.allclose(first.scatter, second.scatter, rtol=1e-9)
+            assert torch.allclose(first.gradients, second.gradients, rtol=1e-9)
+
+
+@pytest.mark.parametrize("spoil", ["other cells", "damaged"])
+def test_a_file_that_does_not_fit_is_not_used(tmp_path, spoil):
+    network, batches, cache = small_network(), list(images(16).split(8)), tmp_path / "statistics.safetensors"
+    collect(problem_of(network, batches, cache=cache), (2, 2))
+    if spoil == "damaged":
+        cache.write_bytes(cache.read_bytes()[:-7])
+    cells = (1, 1) if spoil == "other cells" else (2, 2)
+    found = collect(problem_of(network, batches, cache=cache), cells)["0"]
+    plain = collect(problem_of(network, batches), cells)["0"]
+    assert torch.allclose(found.cells[0].scatter, plain.cells[0].scatter)
+    assert len(found.cells) == len(plain.cells) and found.images == 16
+
+
 def test_no_image_and_bad_logits_are_told():
     network = small_network()
-    shapes = layer_shapes(network, (1, 8, 8))
     with pytest.raises(CohortError, match="no image"):
-        collect(network, shapes, [], HEAD, (1, 1), seed=0)
+        collect(problem_of(network, []), (1, 1))
+    bad = small_network()
     with torch.no_grad():
-        network[4].bias.fill_(float("nan"))
+        bad[4].bias.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        collect(network, shapes, [{"image": torch.zeros(1, 1, 8, 8)}], HEAD, (1, 1), seed=0)
+        collect(problem_of(bad, [images(9)]), (1, 1))
+    with pytest.raises(ModelError, match="heads"):
+        collect(dataclasses.replace(problem_of(network, [images(9)]), heads=(HEAD, HEAD)), (1, 1))

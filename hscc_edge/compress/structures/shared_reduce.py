@@ -47,13 +47,15 @@ def options(solved: Solved) -> Sequence[Option]:
 def region_sets(solved: Solved) -> list[tuple[Box, ...]]:
     """Some of the nested guillotine splits of the map, from 2 regions to `settings.regions`.
 
-    A cut is worth what it lets the regions' own expands keep at a sixth of the dense cost.
+    A cut is worth what the regions' own expands lose less, at a sixth of the dense cost.
     """
     if solved.splits is None:
         rank = max(round(solved.shape.flops / REFERENCE_RATIO / max(solved.shape.pair_flops(1), 1)), 1)
         basis = shared_basis(solved)[:, : min(rank, solved.shape.outputs)]
         cells, largest = solved.statistics.boxes, solved.settings.regions
-        solved.splits = split_path(cells, lambda box: float(captured(solved, box, basis)[-1]), largest)
+        solved.splits = split_path(
+            cells, lambda box: float(captured(solved, box, basis)[-1]) - _energy(solved, box), largest
+        )
     return [boxes for boxes in solved.splits if len(boxes) in {*SIZES, solved.settings.regions}]
 
 

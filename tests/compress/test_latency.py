@@ -1,0 +1,84 @@
+"""Milliseconds: tables keep their order, graphs of layers are the layers, and a budget is met when measured."""
+
+import json
+import math
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from small import prepared, small_network, smooth_images
+from torch import nn
+
+from hscc_edge.compress import latency
+from hscc_edge.compress.allocate import Budget
+from hscc_edge.compress.layer_graph import layer_graph
+from hscc_edge.compress.problem import dense_option, layer_plan
+from hscc_edge.errors import BudgetError, ConfigError
+from hscc_edge.export.onnx import export_onnx
+from hscc_edge.model.layers import factorised
+
+ALL = ("one-region", "shared-reduce", "own-factors", "separable", "tucker-2", "clustered")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return prepared(small_network(), structures=ALL, clusters=2)
+
+
+@pytest.fixture(scope="module")
+def timed(found):
+    image = smooth_images(1, 0)[0].numpy()
+    dense = export_onnx(found.problem.network, image.shape)
+    return latency.time_candidates(found.problem, found.proposal, dense, image), dense, image
+
+
+@pytest.mark.parametrize("structure", ["dense", *ALL])
+def test_a_layer_s_graph_computes_the_layer(found, structure):
+    entry = found.proposal.candidates["features.5"]
+    option = next(option for option in entry.options if option.structure == structure)
+    shape = next(shape for shape in found.problem.shapes if shape.name == "features.5")
+    dense = found.problem.network.get_submodule("features.5")
+    module = nn.Sequential(factorised(dense, layer_plan(shape, option, dense_option(shape))), nn.ReLU()).eval()
+    x = torch.randn(1, 32, 12, 12)
+    session = onnxruntime.InferenceSession(layer_graph(module, x.shape), providers=["CPUExecutionProvider"])
+    (given,) = session.run(None, {"image": x.numpy()})
+    assert np.allclose(given, module(x).detach().numpy(), atol=1e-4)
+
+
+def test_every_option_is_timed_and_more_flops_never_take_less(found, timed):
+    table, _, _ = timed
+    proposal = table.apply(found.proposal)
+    assert table.dense_ms > 0 and proposal.fixed_latency_ms >= 0
+    for name, entry in proposal.candidates.items():
+        assert len(entry.options) == len(found.proposal.candidates[name].options)
+        assert all(option.latency_ms > 0 and math.isfinite(option.latency_ms) for option in entry.options)
+        pairs = sorted(
+            (option.flops, option.latency_ms) for option in entry.options if option.structure == "one-region"
+        )
+        times = [value for _, value in pairs]
+        assert times == sorted(times)
+
+
+def test_a_table_survives_its_file(timed, tmp_path):
+    table, _, _ = timed
+    path = tmp_path / "table.json"
+    table.write(path)
+    assert latency.read_table(json.loads(path.read_text())) == table
+    with pytest.raises(ConfigError, match="malformed"):
+        latency.read_table({"version": 1, "runtime": "x"})
+    with pytest.raises(ConfigError, match="version"):
+        latency.read_table({"version": 99})
+
+
+def test_a_latency_budget_is_planned_and_measured(found, timed):
+    table, dense, image = timed
+    chosen = latency.fit(found.proposal, table, Budget("latency", 0.9 * table.dense_ms, "ms"), dense, image)
+    assert chosen.latency_ms <= 0.9 * table.dense_ms and chosen.speedup >= 1 / 0.9 - 1e-9
+    assert chosen.plan.budget.startswith("latency=") and all(layer.latency_ms for layer in chosen.plan.layers[:2])
+
+
+def test_what_cannot_be_had_is_refused(found, timed):
+    table, dense, image = timed
+    with pytest.raises(BudgetError, match="latency="):
+        latency.fit(found.proposal, table, Budget("latency", 1e6), dense, image)
