@@ -57,11 +57,8 @@ def compress(
     Example: hscc-edge compress dense --cohort cohort --budget flops=6x --out small
     Example: hscc-edge compress dense --cohort cohort --max-drop 0.5 --confidence 95 --distill 90 --out small
     """
-    from hscc_edge.bundle import read_bundle
     from hscc_edge.compress import AS_PUBLISHED, compression, job
-    from hscc_edge.data.cohort import read_cohort
 
-    output, started = Output(as_json), time.perf_counter()
     compression.check_method(method)
     settings = _settings(structures, cells, regions, clusters, align, damping, seed)
     again = method not in AS_PUBLISHED if refit is None else refit
@@ -71,10 +68,21 @@ def compress(
         distill_s=distill, threads=threads, table=table,
     )  # fmt: skip
     job.check_job(asked)
+    _run(Output(as_json), asked, bundle, cohort, out, images, cache, overwrite)
+
+
+def _run(
+    output: Output, asked: Job, bundle: Path, cohort: Path, out: Path, images: int, cache: Path | None, overwrite: bool
+) -> None:
+    from hscc_edge.bundle import read_bundle
+    from hscc_edge.compress import compression, job
+    from hscc_edge.data.cohort import read_cohort
+
+    started, settings = time.perf_counter(), asked.settings
     dense, whole = read_bundle(bundle), read_cohort(cohort)
-    calibration = compression.calibration_of(whole, images, seed)
+    calibration = compression.calibration_of(whole, images, settings.seed)
     kept = None if cache is None else cache / f"{compression.cache_key(dense, calibration, settings)}.safetensors"
-    with output.progress(f"compress by {method}") as advance:
+    with output.progress(f"compress by {asked.method}") as advance:
         compressed = job.run(asked, dense, whole, calibration, advance, kept)
     written = compression.write_compressed(out, dense, compressed, calibration, settings, replace=overwrite)
     seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ from hscc_edge.compress.gram import contributions, regress
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
 from hscc_edge.compress.problem import Problem
 from hscc_edge.errors import extra
-from hscc_edge.model.convolution import CONVOLUTIONS, numbers, padding_of
+from hscc_edge.model.convolution import numbers, padding_of
 from hscc_edge.model.plan import Box
 
 with extra("workstation"):
@@ -166,9 +166,7 @@ def _forward(problem: Problem, hooks: Mapping[str, Callable[..., None]], batches
         return
     with ExitStack() as stack, torch.no_grad():
         for name, hook in hooks.items():
-            module = problem.network.get_submodule(name)
-            assert isinstance(module, CONVOLUTIONS)
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(problem.network.get_submodule(name).register_forward_hook(hook).remove)
         for batch in islice(problem.batches(), batches):
             problem.call(problem.network, batch)
             if problem.progress is not None:

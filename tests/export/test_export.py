@@ -17,14 +17,14 @@ from hscc_edge.errors import EngineError, ExportError, InputError
 from hscc_edge.export.engine import build_engine
 from hscc_edge.export.onnx import Parity, check_onnx, export_onnx, parity, read_onnx, require_parity
 from hscc_edge.export.precision import emulated_fp16, half_weights, to_fp16
-from hscc_edge.model.layers import OwnFactorsConv2d, SharedReduceConv2d
 from hscc_edge.model.plan import Box
+from hscc_edge.model.regional import OwnFactors, SharedReduce
 from hscc_edge.runtime import RUNTIMES, infer_each, open_runtime
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.runtime.trt import find_engine, load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[2]
-BOXES = (Box(0, 4, 0, 5), Box(0, 4, 5, 9), Box(4, 9, 0, 9))
+BOXES = (Box((0, 0), (4, 5)), Box((0, 5), (4, 9)), Box((4, 0), (9, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def network() -> nn.Module:
     first = nn.Conv2d(1, 6, 3, stride=2, padding=1)
     second = nn.Conv2d(6, 8, 3, padding=2, dilation=2)
     return nn.Sequential(
-        SharedReduceConv2d(first, 3, BOXES), nn.ReLU(), OwnFactorsConv2d(second, (2, 3, 4), BOXES), nn.ReLU(),
+        SharedReduce(first, 3, BOXES), nn.ReLU(), OwnFactors(second, (2, 3, 4), BOXES), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     ).eval()  # fmt: skip
 

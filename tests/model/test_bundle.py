@@ -9,10 +9,10 @@ import torch
 from hscc_edge.bundle import WEIGHTS, add_files, read_bundle, write_bundle
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import BundleError, ModelError
-from hscc_edge.model.layers import join
 from hscc_edge.model.load import load_network
 from hscc_edge.model.plan import Box
 from hscc_edge.model.recipe import read_recipe
+from hscc_edge.model.regional import cut, join
 from hscc_edge.model.train import train
 from hscc_edge.model.zoo import build_network, network_names
 
@@ -84,10 +84,10 @@ def test_unknown_networks_and_arguments_are_told():
 
 def test_tiles_join_only_where_straight_cuts_separate_them():
     whole = torch.arange(2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
-    boxes = (Box(0, 4, 0, 2), Box(4, 6, 0, 2), Box(0, 3, 2, 6), Box(3, 6, 2, 5), Box(3, 6, 5, 6))
-    tiles = [whole[:, :, b.top : b.bottom, b.left : b.right] for b in boxes]
+    boxes = (Box((0, 0), (4, 2)), Box((4, 0), (6, 2)), Box((0, 2), (3, 6)), Box((3, 2), (6, 5)), Box((3, 5), (6, 6)))
+    tiles = [cut(whole, box) for box in boxes]
     order = np.random.default_rng(0).permutation(5)
     assert torch.equal(join([boxes[i] for i in order], [tiles[i] for i in order]), whole)
-    pinwheel = (Box(0, 1, 0, 2), Box(0, 2, 2, 3), Box(2, 3, 1, 3), Box(1, 3, 0, 1), Box(1, 2, 1, 2))
+    pinwheel = (Box((0, 0), (1, 2)), Box((0, 2), (2, 3)), Box((2, 1), (3, 3)), Box((1, 0), (3, 1)), Box((1, 1), (2, 2)))
     with pytest.raises(ModelError, match="straight lines"):
-        join(pinwheel, [torch.zeros(1, 1, b.bottom - b.top, b.right - b.left) for b in pinwheel])
+        join(pinwheel, [torch.zeros(1, 1, *(b - a for a, b in zip(x.start, x.stop, strict=True))) for x in pinwheel])
