@@ -17,16 +17,19 @@ with extra("workstation"):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One Conv or Linear of a network, in the order in which it first runs.
+    """One Conv, transposed Conv or Linear of a network, in the order in which it first runs.
 
     Attributes:
         outputs: m, output channels or features.
         inputs: C_in, input channels or features.
         kernel: taps an axis; () for a Linear, so that n = inputs * prod(kernel).
-        positions: of the output map, an axis each; (T,) for a Linear on T tokens, () on a flat vector.
+        positions: of the output map, an axis each; (T,) for a Linear on T tokens, () on a flat vector; of a transposed
+            Conv those of its input, at each of which it multiplies; one sum where calls make maps of several sizes.
         input_positions: the same of the input map.
-        calls: how often one forward pass calls it; its costs are those of all calls.
+        calls: how many such maps it makes of one image: calls by one forward pass, and windows or views that lie along
+            the batch; its costs are those of all.
         reason: why it cannot be factorised, else "".
+        runs: how often one forward pass calls it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class LayerShape:
     calls: int
     reason: str
     text: str
+    runs: int = 1
 
     @property
     def taps(self) -> int:
@@ -75,7 +79,9 @@ class LayerShape:
         return rank * self.patch + expands * (rank + 1) * self.outputs
 
 
-KINDS = (nn.Linear, *CONVOLUTIONS)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Run = Callable[[nn.Module], object]
 
 
@@ -96,7 +102,7 @@ def layer_shapes(network: nn.Module, run: Run) -> tuple[LayerShape, ...]:
     try:
         with torch.no_grad():
             run(network)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the network refuses an image of the declared shape ({first}): mend preprocess") from error
     finally:
@@ -122,19 +128,27 @@ def _shared_weights(network: nn.Module, seen: dict[str, LayerShape]) -> dict[str
 
 def _recorder(name: str, seen: dict[str, LayerShape]) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        shape = _linear_shape(name, module, output) if isinstance(module, nn.Linear) else None
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, nn.Linear):
+            shape = _linear_shape(name, module, output)
+        elif isinstance(module, CONVOLUTIONS):
             shape = _conv_shape(name, module, args[0], output)
-        if shape is not None:
-            seen[name] = _again(seen[name], shape) if name in seen else shape
+        elif isinstance(module, TRANSPOSED):
+            shape = _transposed_shape(name, module, args[0])
+        else:
+            return
+        shape = dataclasses.replace(shape, calls=len(output) if output.dim() > 1 else 1)
+        seen[name] = _again(seen[name], shape) if name in seen else shape
 
     return record
 
 
 def _again(first: LayerShape, shape: LayerShape) -> LayerShape:
     """A layer that is called once more; its calls must be alike to be factorised as one."""
-    reason = first.reason if first.positions == shape.positions else "called on maps of several sizes"
-    return dataclasses.replace(first, calls=first.calls + 1, reason=reason)
+    if (first.positions, first.calls // first.runs) == (shape.positions, shape.calls):
+        return dataclasses.replace(first, calls=first.calls + shape.calls, runs=first.runs + 1)
+    area = first.area * first.calls + shape.area * shape.calls
+    reason = first.reason or "called on maps of several sizes"
+    return dataclasses.replace(first, positions=(area,), calls=1, runs=first.runs + 1, reason=reason)
 
 
 def _linear_shape(name: str, module: nn.Linear, y: torch.Tensor) -> LayerShape:
@@ -155,6 +169,15 @@ def _conv_shape(name: str, module: Conv, x: torch.Tensor, y: torch.Tensor) -> La
     )  # fmt: skip
 
 
+def _transposed_shape(name: str, module: Transposed, x: torch.Tensor) -> LayerShape:
+    kernel, positions = tuple(module.kernel_size), tuple(x.shape[2:])
+    text = "x".join(str(n) for n in (module.in_channels, module.out_channels // module.groups, *kernel))
+    return LayerShape(
+        name, module.out_channels, module.in_channels, kernel, positions, positions, module.groups,
+        module.bias is not None, 1, "a transposed convolution", text,
+    )  # fmt: skip
+
+
 def _conv_reason(module: Conv) -> str:
     if type(module) not in CONVOLUTIONS:
         return f"a {type(module).__name__} of its own"
@@ -163,7 +186,7 @@ def _conv_reason(module: Conv) -> str:
     if module.groups != 1:
         return f"grouped ({module.groups})"
     try:
-        padding_of(module)
+        padded = any(padding_of(module))
     except ModelError as error:
         return str(error)
-    return ""
+    return "a padded 1 x 1 kernel" if padded and set(module.kernel_size) == {1} else ""

@@ -157,7 +157,7 @@ def _refit_pairs(problem: Problem, compressed: nn.Module, layer: _Layer, metric:
     joint: list[Moments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     for number, batch in enumerate(islice(problem.batches(), BATCHES)):
-        for x in _inputs(problem, batch, compressed, [module], layer.shape.calls)[0]:
+        for x in _inputs(problem, batch, compressed, [module], layer.shape.runs)[0]:
             pairs = zip(_part_rows(layer, dense(x), number), next(targets), strict=True)
             joint = [_added(total, torch.cat(pair, dim=1)) for total, pair in zip(joint, pairs, strict=True)]
         _tell(problem, batch, f"refit {name}")
@@ -222,8 +222,8 @@ def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> No
     targets = iter(layer.targets)
     expands = [part.expand for part in layer.parts]
     for number, batch in enumerate(islice(problem.batches(), BATCHES)):
-        given = _inputs(problem, batch, compressed, expands, layer.shape.calls)
-        for call in range(layer.shape.calls):
+        given = _inputs(problem, batch, compressed, expands, layer.shape.runs)
+        for call in range(layer.shape.runs):
             rows = next(targets)
             for index, part in enumerate(layer.parts):
                 z = expand_rows(part.expand, given[index][call], layer.chosen(index, number))

@@ -7,20 +7,22 @@ im2col patch is ever formed. Sums over cells of positions add up to those of any
 A pointwise layer with n < m is measured in input space instead (its dual): the covariance of x and the second moment
 of dL/dx = W^T g, n x n. A Linear on a flat vector with m > SAMPLED_ABOVE keeps its rows: no m x m matrix at all.
 
-Memory: sum over layers of 16 cells m^2 bytes (16 n^2 for a dual, 8 images m for kept rows), and one batch.
+Memory: sum over layers of 16 cells m^2 bytes (16 n^2 for a dual, 8 images m for kept rows), and one batch. A layer has
+as many cells as keep it within 192 MiB, and never less than one.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
-from hscc_edge.compress.problem import Problem
+from hscc_edge.compress.problem import Batch, Problem
 from hscc_edge.compress.regions import grid
 from hscc_edge.compress.statistics_file import load_statistics, save_statistics
 from hscc_edge.errors import CohortError, ModelError, extra
@@ -33,6 +35,9 @@ with extra("workstation"):
     from torch.nn import functional
 
 SAMPLED_ABOVE = 1024
+LARGEST_LAYER_BYTES = 192 * 2**20
+BYTES_A_MOMENT = 16
+FEWEST_IMAGES = 8
 SAVE_EVERY_S = 60.0
 
 
@@ -64,14 +69,15 @@ def collect(problem: Problem, cells: Sequence[int]) -> dict[str, LayerStatistics
         cells: pieces of a map, one number an axis.
 
     Raises:
-        CohortError: if there is no image.
-        ModelError: if a logit is not finite.
+        CohortError: if there are fewer than FEWEST_IMAGES images, one is not finite, or their shapes differ.
+        ModelError: if a logit or a layer's output is not finite, or the outputs do not fit the heads.
     """
     shapes = [shape for shape in problem.shapes if not shape.reason]
     found = {shape.name: empty_statistics(shape, tuple(cells)) for shape in shapes}
     done = load_statistics(problem.cache, found) if problem.cache is not None else 0
     network = problem.network
     images, saved = 0, time.monotonic()
+    sides: dict[str, tuple[int, ...]] = {}
     with ExitStack() as stack:
         for parameter in network.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
@@ -84,7 +90,8 @@ def collect(problem: Problem, cells: Sequence[int]) -> dict[str, LayerStatistics
             size = len(next(iter(batch.values())))
             images += size
             if images > done:
-                _pass(problem, batch, number)
+                _check_images(batch, sides)
+                _pass(problem, batch, number, found)
                 for entry in found.values():
                     entry.images += size
             if problem.progress is not None:
@@ -94,31 +101,74 @@ def collect(problem: Problem, cells: Sequence[int]) -> dict[str, LayerStatistics
                 saved = time.monotonic()
     if images == 0:
         raise CohortError("the calibration cohort has no image: give a cohort with a train split")
+    if images < FEWEST_IMAGES:
+        raise CohortError(
+            f"the number of calibration images is {images}: second moments need at least {FEWEST_IMAGES}, and some "
+            "hundreds do best; give more"
+        )
+    _check_finite(found)
     if problem.cache is not None and images > done:
         save_statistics(problem.cache, found)
     return found
 
 
 def empty_statistics(shape: LayerShape, cells: tuple[int, ...]) -> LayerStatistics:
-    """No image seen yet."""
-    if shape.area == 1 and shape.outputs > SAMPLED_ABOVE:
+    """No image seen yet; a map of m channels in c cells takes 16 c m^2 bytes, and c is cut until that is 192 MiB."""
+    if shape.area * shape.calls == 1 and shape.outputs > SAMPLED_ABOVE:
         return LayerStatistics((), [], Samples())
     if shape.taps == 1 and shape.inputs < shape.outputs:
         return LayerStatistics((), [empty_moments(shape.inputs)], dual=True)
     if not shape.kernel:
         return LayerStatistics((), [empty_moments(shape.outputs)])
-    boxes = grid(shape.positions, cells)
+    boxes = grid(shape.positions, affordable_cells(shape.outputs, shape.positions, cells))
     return LayerStatistics(boxes, [empty_moments(shape.outputs) for _ in boxes])
 
 
-def _pass(problem: Problem, batch: object, number: int) -> None:
+def affordable_cells(outputs: int, positions: tuple[int, ...], cells: tuple[int, ...]) -> tuple[int, ...]:
+    """Pieces an axis, the most of any axis cut first, so that 16 c m^2 bytes are at most 192 MiB, or c is 1."""
+    parts = [min(pair) for pair in zip(positions, [*cells, *[cells[-1]] * len(positions)], strict=False)]
+    while math.prod(parts) > max(LARGEST_LAYER_BYTES // (BYTES_A_MOMENT * outputs**2), 1):
+        parts[parts.index(max(parts))] -= 1
+    return tuple(parts)
+
+
+def _check_images(batch: Batch, sides: dict[str, tuple[int, ...]]) -> None:
+    """Raise CohortError unless all values are finite and of the shape that `sides` remembers from the first batch."""
+    for name, values in batch.items():
+        if not isinstance(values, torch.Tensor):
+            continue
+        shape = tuple(values.shape[1:])
+        if sides.setdefault(name, shape) != shape:
+            raise CohortError(
+                f"a calibration image's {name!r} has the shape {shape} where the first has {sides[name]}: every image "
+                "must have one shape; mend preprocess"
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise CohortError(f"a calibration image's {name!r} is not finite: mend the cohort or preprocess")
+
+
+def _check_finite(found: Mapping[str, LayerStatistics]) -> None:
+    """Raise ModelError naming the first layer whose sums are not finite."""
+    for name, entry in found.items():
+        sums = [part for cell in entry.cells for part in (cell.scatter, cell.gradients)]
+        rows = [] if entry.samples is None else [*entry.samples.outputs, *entry.samples.gradients]
+        if not all(bool(torch.isfinite(part).all()) for part in (*sums, *rows)):
+            raise ModelError(
+                f"the layer {name} meets values that are not finite on the calibration images: check its weights and "
+                "those of the layers before it"
+            )
+
+
+def _pass(problem: Problem, batch: Batch, number: int, found: Mapping[str, LayerStatistics]) -> None:
     """One forward and backward pass; labels depend on the seed and the batch's number alone, so that shards agree."""
     generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
-    logits = problem.call(problem.network, batch)  # type: ignore[arg-type]
+    logits = problem.call(problem.network, batch)
     if len(logits) != len(problem.heads):
         raise ModelError(
             f"the network gives {len(logits)} outputs and {len(problem.heads)} heads are declared: mend the heads"
         )
+    if not all(bool(torch.isfinite(values).all()) for values in logits):
+        _check_finite(found)
     losses = [sampled_loss(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
@@ -127,8 +177,14 @@ def sampled_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -
     """Sum over images of the negative log-likelihood of labels drawn from the model's own output.
 
     Raises:
-        ModelError: if a logit is not finite.
+        ModelError: if a logit is not finite, or their number is not the head's.
     """
+    wanted = 1 if head.kind == "single_logit" else len(head.labels)
+    if logits.dim() != 2 or logits.shape[1] != wanted:
+        raise ModelError(
+            f"the network gives logits of the shape {tuple(logits.shape)} where its {head.kind} head needs {wanted} an "
+            "image: mend the head"
+        )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the network gives logits that are not finite on the calibration images: check its weights")
     if head.kind == "softmax":

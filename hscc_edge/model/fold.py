@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +34,9 @@ def fold(network: nn.Module, pairs: Sequence[Pair]) -> None:
 def find_pairs(network: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[Pair, ...]:
     """The pairs (convolution, batch norm) that can be folded, found by running the network once and proven by folding.
 
-    A pair is a candidate where the batch norm's input is the convolution's output; it counts if the folded network
-    gives the same logits within 1e-4 of the largest (a convolution whose output has other readers does not).
+    A pair is a candidate where the batch norm's input is the convolution's output, and no other layer holds the
+    convolution's weight; it counts if the folded network gives the same logits within 1e-4 of the largest (a
+    convolution whose output has other readers does not).
 
     Args:
         run: runs a network on an example and returns its logits.
@@ -83,7 +85,13 @@ def _candidates(network: nn.Module, run: Callable[[nn.Module], torch.Tensor]) ->
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1 and _has_statistics(network, pair[1])]
+    owners = Counter(id(weight) for module in network.modules() for weight in module.parameters(recurse=False))
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if calls[conv] == calls[norm] == 1 == owners[id(network.get_submodule(conv).weight)]
+        and _has_statistics(network, norm)
+    ]
 
 
 def _has_statistics(network: nn.Module, name: str) -> bool:
