@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from hscc_edge.errors import ModelError, extra
 
 with extra("workstation"):
@@ -11,7 +13,7 @@ JITTERS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def cholesky(gram: torch.Tensor) -> torch.Tensor:
-    """Lower L with L L^T = gram + a little of its own diagonal, as little as makes it positive definite.
+    """Lower L with L L^T = gram + a little of its own diagonal, else of its mean, as little as makes it definite.
 
     The sums behind a Gram matrix (k, k) are of float32 products, so its smallest eigenvalues may be below zero.
 
@@ -21,9 +23,10 @@ def cholesky(gram: torch.Tensor) -> torch.Tensor:
     diagonal = gram.diagonal().clamp_min(0)
     scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
     scaled = gram / torch.outer(scale, scale)
-    eye = torch.eye(len(gram), dtype=gram.dtype)
-    for jitter in JITTERS:
-        lower, failed = torch.linalg.cholesky_ex(scaled + jitter * eye)
+    own = torch.eye(len(gram), dtype=gram.dtype)
+    common = torch.diag(diagonal.mean() / scale.square())  # where a diagonal itself is rounding, as of a rank below k
+    for ridge, jitter in product((own, common), JITTERS):
+        lower, failed = torch.linalg.cholesky_ex(scaled + jitter * ridge)
         if not int(failed):
             found: torch.Tensor = scale[:, None] * lower
             return found
