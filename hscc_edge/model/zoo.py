@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hscc_edge.errors import ModelError, extra
@@ -10,6 +10,7 @@ from hscc_edge.errors import ModelError, extra
 with extra("workstation"):
     import torch
     from monai.networks import nets
+    from monai.networks.nets.swin_unetr import SwinTransformer
     from torch import nn
 
 
@@ -101,6 +102,71 @@ class VGG16(nn.Module):
         return torch.as_tensor(self.classifier(self.pool(self.features(images)).flatten(1)))
 
 
+class ViT(nn.Module):
+    """MONAI's vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), which gives its logits alone.
+
+    Args:
+        size: side of the image, the same on every axis.
+        patch: side of a patch; it divides `size`.
+        options: further arguments of `monai.networks.nets.ViT`, such as hidden_size and num_layers.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        classes: int = 1000,
+        size: int = 224,
+        patch: int = 16,
+        spatial_dims: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        found = {
+            "in_channels": channels, "img_size": (size,) * spatial_dims, "patch_size": (patch,) * spatial_dims,
+            "spatial_dims": spatial_dims, "classification": True, "num_classes": classes, "post_activation": "",
+        }  # fmt: skip
+        self.transformer: nn.Module = getattr(nets, "ViT")(**{**found, **options})  # noqa: B009 (not in MONAI's types)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, channels, *sides) -> logits (B, classes)."""
+        return torch.as_tensor(self.transformer(images)[0])
+
+
+class Swin(nn.Module):
+    """MONAI's Swin encoder of four stages (Liu et al. 2021, arXiv 2103.14030), pooled, with a linear head.
+
+    Args:
+        width: channels of the first stage; the last map has sixteen times as many.
+        patch: side of a patch.
+        window: side of the windows that attention sees.
+        options: further arguments of MONAI's SwinTransformer, such as mlp_ratio.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        classes: int = 1000,
+        width: int = 24,
+        patch: int = 2,
+        window: int = 7,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        spatial_dims: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        sides = ((window,) * spatial_dims, (patch,) * spatial_dims)
+        self.encoder = SwinTransformer(
+            channels, width, *sides, depths=depths, num_heads=heads, spatial_dims=spatial_dims, **options
+        )
+        self.head = nn.Linear(16 * width, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, channels, *sides) -> logits (B, classes)."""
+        maps = self.encoder(images)[-1]  # (B, 16 width, *positions)
+        return torch.as_tensor(self.head(maps.flatten(2).mean(dim=2)))
+
+
 def _start_by_he(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -117,7 +183,9 @@ MONAI_ARGUMENTS: dict[str, dict[str, Any]] = {
     "DenseNet121": DENSENET,
     "DenseNet169": DENSENET,
     "DenseNet201": DENSENET,
+    "DenseNet": DENSENET,
     "EfficientNetBN": EFFICIENTNET,
+    "ResNet": RESNET,
     "SEResNet50": PLAIN,
     "SEResNet101": PLAIN,
     "resnet10": RESNET,
@@ -127,7 +195,7 @@ MONAI_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-OWN: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "vgg16": VGG16}
+OWN: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "vgg16": VGG16, "vit": ViT, "swin": Swin}
 
 
 def network_names() -> tuple[str, ...]:
