@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from hscc_edge.compress.problem import Batch, Batches, Call, Progress, call_image
+from hscc_edge.compress.spectral_step import move, mover
 from hscc_edge.errors import CohortError, ConfigError, ModelError, extra
 from hscc_edge.model.head import Head
 from hscc_edge.model.recipe import PRECISIONS
@@ -28,7 +29,6 @@ with extra("workstation"):
 HELD_OUT = 2
 WARM_UP = 0.1
 MEMORY_BYTES = 512 << 20
-BETAS = (0.9, 0.99)
 FLAT = 1e-3
 
 
@@ -39,7 +39,8 @@ class Distillation:
     Attributes:
         seconds: wall time of everything, the checks included; at most a step more.
         steps: if not 0, end after so many optimiser steps instead: the same on every run.
-        learning_rate: AdamW's largest; it rises over the first tenth and falls to 0 as a cosine.
+        learning_rate: the largest step, as a share of each weight's size at the start (see `spectral_step.py`); it
+            rises over the first tenth of the run and falls to 0 as a cosine.
         ema: horizon of the moving average of the weights, as a share of the run; the average is what remains.
         feature_weight: of the missed variance, averaged over the layers, beside the KL in nats.
         replay: steps for each batch that the original answers; recent answers are kept, up to MEMORY_BYTES.
@@ -49,7 +50,7 @@ class Distillation:
 
     seconds: float = 90.0
     steps: int = 0
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     ema: float = 0.05
     feature_weight: float = 1.0
     replay: int = 2
@@ -240,19 +241,18 @@ def _learn(
     progress: Progress | None,
 ) -> Course:
     """Steps until the clock says so, or until the loss is not finite."""
-    optimiser = torch.optim.AdamW(weights, options.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    state = mover(weights)
     course = Course([weight.detach().clone() for weight in weights])
     used = 0.0
     while (share := clock.share(course.steps)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * min(share / WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * share))
         lesson = next(lessons)
         found, loss = _losses(pair, lesson, options.feature_weight)
         if not bool(torch.isfinite(loss)):
             break
-        optimiser.zero_grad(set_to_none=True)
+        for weight in weights:
+            weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        move(state, options.learning_rate * min(share / WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * share)))
         keep = math.exp((used - share) / options.ema) if options.ema else 0.0
         torch._foreach_lerp_(course.average, [weight.detach() for weight in weights], 1 - keep)
         used = share

@@ -22,7 +22,7 @@ SIGMOID = Head("sigmoid", ("a", "b", "c"))
 SINGLE = Head("single_logit", ("absent", "present"))
 WIDTH = {"softmax": 4, "sigmoid": 3, "single_logit": 1}
 QUARTERS = tuple(Box((top, left), (top + 6, left + 6)) for top in (0, 6) for left in (0, 6))
-QUICK = Distillation(steps=40, learning_rate=3e-3)
+QUICK = Distillation(steps=40, learning_rate=1e-2)
 
 
 class Small(nn.Module):
