@@ -48,10 +48,16 @@ class Features:
     moments: Moments | None = None
 
     def captured(self, weight: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """What the first 1, 2, ... d features keep (d,), and the whole, in the metric `weight` (m, m)."""
-        covariance, d = _measured(self).covariance, self.size
-        gains = contributions(covariance[:d, :d], covariance[d:, :d], weight)
-        return torch.cumsum(gains, 0), float((weight * covariance[d:, d:]).sum())
+        """What the first 1, 2, ... d features keep (d,), and the whole, in the metric `weight` (m, m).
+
+        What is left is scaled by (N - 1) / (N - 1 - d), as in the adjusted R^2: of few rows a regression keeps all.
+        """
+        moments, d = _measured(self), self.size
+        covariance, rows = moments.covariance, moments.count - 1
+        kept = torch.cumsum(contributions(covariance[:d, :d], covariance[d:, :d], weight), 0)
+        whole = float((weight * covariance[d:, d:]).sum())
+        free = (rows - torch.arange(1, d + 1)).clamp_min(0.5)
+        return whole - (whole - kept) * rows / free, whole
 
     def expand(self, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """U (m, columns) of the first features and the bias (m,)."""

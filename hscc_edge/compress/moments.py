@@ -81,3 +81,42 @@ def rows_of(maps: torch.Tensor, box: Box | None, channels_last: bool) -> torch.T
     if box is not None:
         maps = maps[(slice(None), slice(None), *box.slices)]
     return maps.movedim(1, -1).reshape(-1, maps.shape[1])
+
+
+@dataclass(slots=True)
+class CrossMoments:
+    """What a regression of y (m) on z (d) needs, about the means; `d^2 + d m` numbers in float64.
+
+    Attributes:
+        gram: (d, d), sum of (z - mean)(z - mean)^T.
+        cross: (m, d), sum of (y - mean)(z - mean)^T.
+    """
+
+    count: int
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+
+def cross_moments(z: torch.Tensor, y: torch.Tensor) -> CrossMoments:
+    """The moments of rows z (N, d) and y (N, m)."""
+    wide = torch.float64
+    inputs, outputs = z.mean(dim=0), y.mean(dim=0)
+    centred = z - inputs
+    gram, cross = (centred.T @ centred).to(wide), ((y - outputs).T @ centred).to(wide)
+    return CrossMoments(len(z), inputs.to(wide), outputs.to(wide), gram, cross)
+
+
+def merge_cross(first: CrossMoments, second: CrossMoments) -> CrossMoments:
+    """The moments of both together, as `merge`."""
+    count = first.count + second.count
+    step, rise = second.inputs - first.inputs, second.outputs - first.outputs
+    share, weight = second.count / count, first.count * second.count / count
+    return CrossMoments(
+        count,
+        first.inputs + step * share,
+        first.outputs + rise * share,
+        first.gram + second.gram + torch.outer(step, step) * weight,
+        first.cross + second.cross + torch.outer(rise, step) * weight,
+    )

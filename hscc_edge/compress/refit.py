@@ -19,7 +19,7 @@ from itertools import islice
 from hscc_edge.compress import factors
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.gram import regress
-from hscc_edge.compress.moments import Moments, add_rows, empty_moments
+from hscc_edge.compress.moments import CrossMoments, cross_moments, merge_cross
 from hscc_edge.compress.problem import Metric, Problem
 from hscc_edge.compress.spectrum import root_of
 from hscc_edge.errors import extra
@@ -33,6 +33,7 @@ with extra("workstation"):
     from torch.nn import functional
 
 RIDGE = 1e-3
+FEW_ROWS = 0.03
 BATCHES = 8
 POSITIONS = 64
 POSITIONS_A_PART = 16
@@ -154,38 +155,48 @@ def _refit_pairs(problem: Problem, compressed: nn.Module, layer: _Layer, metric:
     """Reduces and expands from the joint moments of y' = W x' + b and y; z is a projection of y'."""
     name = layer.shape.name
     dense, module = problem.network.get_submodule(name), compressed.get_submodule(name)
-    joint: list[Moments | None] = [None] * len(layer.parts)
+    joint: list[CrossMoments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     for number, batch in enumerate(islice(problem.batches(), BATCHES)):
         for x in _inputs(problem, batch, compressed, [module], layer.shape.runs)[0]:
             pairs = zip(_part_rows(layer, dense(x), number), next(targets), strict=True)
-            joint = [_added(total, torch.cat(pair, dim=1)) for total, pair in zip(joint, pairs, strict=True)]
+            joint = [_added(total, *pair) for total, pair in zip(joint, pairs, strict=True)]
         _tell(problem, batch, f"refit {name}")
     found = [entry for entry in joint if entry is not None]
     ranks = [len(torch.as_tensor(part.reduce.weight)) for part in layer.parts if part.reduce is not None]
     if isinstance(module, SharedReduce):
         count = sum(entry.count for entry in found)
-        pooled = torch.stack([entry.scatter for entry in found]).sum(0) / count
-        projections = [_projection(pooled, metric(name, None), ranks[0])] * len(found)
+        gram, cross = (_sum([getattr(entry, key) for entry in found]) / count for key in ("gram", "cross"))
+        projections = [_projection(gram, cross, metric(name, None), ranks[0])] * len(found)
     else:
         triples = zip(layer.parts, found, ranks, strict=True)
-        projections = [_projection(entry.covariance, metric(name, part.box), own) for part, entry, own in triples]
+        projections = [
+            _projection(entry.gram / entry.count, entry.cross / entry.count, metric(name, part.box), own)
+            for part, entry, own in triples
+        ]
     _write_pairs(dense, module, layer.parts, found, projections)
 
 
-def _projection(covariance: torch.Tensor, gradients: torch.Tensor | None, rank: int) -> torch.Tensor | None:
+def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum."""
+    return torch.stack(list(tensors)).sum(0)
+
+
+def _projection(
+    gram: torch.Tensor, cross: torch.Tensor, gradients: torch.Tensor | None, rank: int
+) -> torch.Tensor | None:
     """(r, m): what the best rank-r map from y' to y, in the metric G, keeps of y'; None where y' does not vary.
 
-    Reduced-rank regression (Izenman 1975) with a ridge towards the identity, from the joint covariance of (y', y).
+    Reduced-rank regression (Izenman 1975) with a ridge towards the identity, from Cov(y') and Cov(y, y').
     """
     if gradients is None:
         return None
-    m, root = len(gradients), root_of(gradients).root
-    ridge = RIDGE * covariance[:m, :m].diagonal().mean() * torch.eye(m, dtype=covariance.dtype)
+    root = root_of(gradients).root
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     if not bool(ridge[0, 0] > 0):
         return None
-    gram = covariance[:m, :m] + ridge
-    whole = torch.linalg.solve(gram, (covariance[m:, :m] + ridge).T).T  # (m, m)
+    gram = gram + ridge
+    whole = torch.linalg.solve(gram, (cross + ridge).T).T  # (m, m)
     vectors = torch.linalg.eigh(root @ whole @ gram @ whole.T @ root).eigenvectors.flip(1)
     projection: torch.Tensor = vectors[:, :rank].T @ root @ whole
     return projection
@@ -195,19 +206,17 @@ def _write_pairs(
     dense: nn.Module,
     module: nn.Module,
     parts: Sequence[Part],
-    found: Sequence[Moments],
+    found: Sequence[CrossMoments],
     projections: Sequence[torch.Tensor | None],
 ) -> None:
     matrix, bias = factors.matrix_of(dense)
-    m = len(matrix)
     expands, biases, reduces = [], [], []
     for entry, projection in zip(found, projections, strict=True):
         if projection is None:
             return
-        gram, cross = entry.covariance[:m, :m] @ projection.T, entry.covariance[m:, :m] @ projection.T
-        expand = regress(projection @ gram, cross)
+        expand = regress(projection @ entry.gram @ projection.T, entry.cross @ projection.T)
         expands.append(expand)
-        biases.append(entry.mean[m:] - expand @ (projection @ (entry.mean[:m] - bias)))
+        biases.append(entry.outputs - expand @ (projection @ (entry.inputs - bias)))
         reduces.append(projection @ matrix)
     if isinstance(module, SharedReduce):
         factors.fill_shared(module, reduces[0], expands, biases)
@@ -218,7 +227,7 @@ def _write_pairs(
 
 
 def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> None:
-    moments: list[Moments | None] = [None] * len(layer.parts)
+    moments: list[CrossMoments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     expands = [part.expand for part in layer.parts]
     for number, batch in enumerate(islice(problem.batches(), BATCHES)):
@@ -227,7 +236,7 @@ def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> No
             rows = next(targets)
             for index, part in enumerate(layer.parts):
                 z = expand_rows(part.expand, given[index][call], layer.chosen(index, number))
-                moments[index] = _added(moments[index], torch.cat([z, rows[index]], dim=1))
+                moments[index] = _added(moments[index], z, rows[index])
         _tell(problem, batch, f"refit {layer.shape.name}")
     for part, entry in zip(layer.parts, moments, strict=True):
         if entry is not None:
@@ -239,10 +248,9 @@ def _tell(problem: Problem, batch: Mapping[str, torch.Tensor], note: str) -> Non
         problem.progress(len(next(iter(batch.values()))), note)
 
 
-def _added(total: Moments | None, rows: torch.Tensor) -> Moments:
-    total = empty_moments(rows.shape[1]) if total is None else total
-    add_rows(total, rows)
-    return total
+def _added(total: CrossMoments | None, z: torch.Tensor, y: torch.Tensor) -> CrossMoments:
+    found = cross_moments(z, y)
+    return found if total is None else merge_cross(total, found)
 
 
 def _rows(maps: torch.Tensor, box: Box | None, last: bool, chosen: torch.Tensor) -> torch.Tensor:
@@ -267,19 +275,17 @@ def expand_rows(expand: nn.Module, z: torch.Tensor, chosen: torch.Tensor) -> tor
     return patches[:, :, chosen].transpose(1, 2).flatten(0, 1)
 
 
-def _solve(expand: nn.Module, joint: Moments) -> None:
+def _solve(expand: nn.Module, joint: CrossMoments) -> None:
     weight, bias = torch.as_tensor(expand.weight), torch.as_tensor(expand.bias)
     current = weight.flatten(1).to(torch.float64)  # (m, r)
-    rank = current.shape[1]
-    covariance = joint.covariance
-    gram, cross = covariance[:rank, :rank], covariance[rank:, :rank]
+    gram, cross = joint.gram / joint.count, joint.cross / joint.count
     ridge = RIDGE * gram.diagonal().mean()
     if not bool(ridge > 0):
         return
-    eye = torch.eye(rank, dtype=gram.dtype)
+    eye = torch.eye(len(gram), dtype=gram.dtype)
     solved = torch.linalg.solve(gram + ridge * eye, (cross + ridge * current).T).T
     weight.copy_(solved.reshape(weight.shape))
-    bias.copy_(joint.mean[rank:] - solved @ joint.mean[:rank])
+    bias.copy_(joint.outputs - solved @ joint.inputs)
 
 
 def _inputs(

@@ -83,15 +83,16 @@ class VGG16(nn.Module):
         channels: input channels.
         classes: logits.
         dropout: before the head.
+        width: of every layer, as a share of the paper's.
     """
 
-    def __init__(self, channels: int = 3, classes: int = 1000, dropout: float = 0.2) -> None:
+    def __init__(self, channels: int = 3, classes: int = 1000, dropout: float = 0.2, width: float = 1.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for stage in VGG16_WIDTHS:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
+            for outputs in (round(width * size) for size in stage):
+                layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+                channels = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
