@@ -13,12 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hscc_edge.bundle import read_bundle
 from hscc_edge.compress import AS_PUBLISHED, compression, job, latency
 from hscc_edge.compress.allocate import parse_budget
-from hscc_edge.compress.distill import Distillation, distill
 from hscc_edge.compress.problem import Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import HsccError
@@ -79,7 +76,7 @@ class Rows:
         seconds = time.perf_counter() - started + self.prepare_s
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if recovery_s:
-            recovery_s = self.recover(network, plan, recovery_s)
+            recovery_s = job.recover(self.prepared, network, plan, self.bundle, self.cohort, recovery_s).seconds
         name = f"{self.task['name']}-{len(list(self.out.glob(self.task['name'] + '-*.onnx')))}"
         (self.out / f"{name}.onnx").write_bytes(export_onnx(network, self.bundle.spec.input_shape))
         structures = [layer.structure for layer in plan.layers]
@@ -96,14 +93,6 @@ class Rows:
         """The dense graph, and an image."""
         image = compression.first_image(self.prepared.problem.batches)["image"][0].numpy()
         return self.bundle.path("models/model.onnx").read_bytes(), image
-
-    def recover(self, network: torch.nn.Module, plan: Any, seconds: float) -> float:
-        """Distil on the whole train split; the seconds that it took."""
-        problem, options = self.prepared.problem, Distillation(seconds=seconds, seed=self.task["seed"])
-        changed = tuple(layer.name for layer in plan.layers if layer.structure not in ("dense", "pruned"))
-        layers = () if self.task["method"] == "pruning" else changed
-        stream = job.train_stream(self.bundle, self.cohort)
-        return distill(problem.network, network, stream, problem.heads, options, layers=layers).seconds
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,11 @@ from hscc_edge.compress import latency
 from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.compression import BATCH_SIZE, Compressed, Prepared, first_image, prepare_bundle
 from hscc_edge.compress.contract import Contract, cases_needed, judge_of, strongest, validation_of
-from hscc_edge.compress.distill import Distillation, distill
+from hscc_edge.compress.distill import Distillation, Report, distill
 from hscc_edge.compress.moves import move
-from hscc_edge.compress.problem import Batches, LayerwiseProposal, Progress, Settings
+from hscc_edge.compress.problem import LayerwiseProposal, Progress, Settings
+from hscc_edge.compress.stream import streams
 from hscc_edge.data.cohort import Cohort
-from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import ConfigError, InputError, ModelError, extra
 from hscc_edge.export.onnx import export_onnx
@@ -146,17 +146,10 @@ class _Attempt:
 
     def finish(self, plan: Plan, facts: Mapping[str, Any]) -> Compressed:
         """The network of a plan, recovered as the job says."""
-        job, problem = self.job, self.prepared.problem
-        network = self.prepared.build(plan, refit=job.refit)
-        if job.distill_s <= 0:
+        network = self.prepared.build(plan, refit=self.job.refit)
+        if self.job.distill_s <= 0:
             return Compressed(network, plan, facts)
-        changed = tuple(layer.name for layer in plan.layers if layer.structure not in ("dense", "pruned"))
-        matched = changed if job.method != "pruning" else ()
-        report = distill(
-            problem.network, network, train_stream(self.bundle, self.cohort), problem.heads,
-            Distillation(seconds=job.distill_s, seed=job.settings.seed), layers=matched, call=problem.call,
-            progress=problem.progress,
-        )  # fmt: skip
+        report = recover(self.prepared, network, plan, self.bundle, self.cohort, self.job.distill_s)
         return Compressed(network, plan, {**facts, "distillation": dataclasses.asdict(report)})
 
     def _moved(self, budget: Budget) -> tuple[Prepared, dict[str, Any]]:
@@ -226,18 +219,18 @@ def calibration_kl(prepared: Prepared) -> Callable[[nn.Module], float]:
     return measure
 
 
-def train_stream(bundle: Bundle, cohort: Cohort) -> Batches:
-    """Augmented images of the whole train split, shuffled anew each pass."""
-    preprocess = parse_preprocess(bundle.spec.preprocess)
-    stream = loader(
-        cohort.select("train"), preprocess, batch_size=BATCH_SIZE, shuffle=True, seed=0, augment=True, cache=True
-    )
-
-    def batches() -> Iterable[Mapping[str, torch.Tensor]]:
-        for batch in stream:
-            yield {"image": torch.as_tensor(batch["image"])}
-
-    return batches
+def recover(
+    prepared: Prepared, network: nn.Module, plan: Plan, bundle: Bundle, cohort: Cohort, seconds: float
+) -> Report:
+    """Distil in place on the cohort's train split, without labels; other patients of it decide what is kept."""
+    problem = prepared.problem
+    changed = tuple(layer.name for layer in plan.layers if layer.structure not in ("dense", "pruned"))
+    learn, decide = streams(cohort.select("train"), parse_preprocess(bundle.spec.preprocess), batch_size=BATCH_SIZE)
+    return distill(
+        problem.network, network, learn, problem.heads, Distillation(seconds=seconds, seed=problem.settings.seed),
+        layers=() if prepared.method == "pruning" else changed, call=problem.call, held_out=decide,
+        progress=problem.progress,
+    )  # fmt: skip
 
 
 def _by_contract(

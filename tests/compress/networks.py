@@ -66,10 +66,15 @@ class Case:
 
 
 def settle(network: nn.Module, call: Call, batch: Mapping[str, torch.Tensor]) -> None:
-    """Set batch norms' statistics by one pass in training mode, and scale the last Linears to logits of deviation 1.
+    """Make fresh weights act like trained ones.
 
-    With fresh weights the logits are nearly the same for all images, so that no compression could change an answer.
+    Singular values fall as i^-0.7, where those of fresh weights are nearly alike; batch norms' statistics are those of
+    one pass in training mode; the last Linears are scaled to logits of deviation 1, since with fresh weights the logits
+    are nearly the same for all images, and no compression could change an answer.
     """
+    for module in network.modules():
+        if isinstance(module, KINDS):
+            _fall(module.weight)
     for module in network.modules():
         if isinstance(module, NORMS):
             module.reset_running_stats()
@@ -85,6 +90,15 @@ def settle(network: nn.Module, call: Call, batch: Mapping[str, torch.Tensor]) ->
             scale = SPREAD / logits.std(dim=0)
             head.weight.mul_(scale[:, None])
             head.bias.copy_((head.bias - logits.mean(dim=0)) * scale)
+
+
+def _fall(weight: nn.Parameter) -> None:
+    """Scale the singular values of (m, n), its norm kept."""
+    with torch.no_grad():
+        left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        falling = values * torch.arange(1, len(values) + 1) ** -0.7
+        falling = falling * (values.norm() / falling.norm().clamp_min(1e-12))
+        weight.copy_(((left * falling) @ right).reshape(weight.shape))
 
 
 def _heads(network: nn.Module, call: Call, batch: Mapping[str, torch.Tensor]) -> list[nn.Linear]:

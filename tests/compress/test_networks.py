@@ -1,7 +1,8 @@
 """The compressor's contract over families of networks, kinds of layers, and inputs that cannot be used.
 
-Weights are random. `networks.settle` sets batch norms by one pass over smooth images and scales each head so that its
-logits have a deviation of 1 from image to image: only then does a compressed network have answers to lose.
+Nothing is trained. `networks.settle` gives fresh weights the falling spectra of trained ones, sets batch norms by one
+pass over smooth images, and scales each head so that its logits have a deviation of 1 from image to image: only then
+does a compressed network have answers to lose.
 """
 
 import copy
