@@ -33,7 +33,8 @@ with extra("workstation"):
     from torch.nn import functional
 
 RIDGE = 1e-3
-FEW_ROWS = 0.03
+FEW_ROWS = 0.3
+ROWS_AN_OUTPUT = 4
 BATCHES = 8
 POSITIONS = 64
 POSITIONS_A_PART = 16
@@ -103,7 +104,7 @@ def refit(problem: Problem, compressed: nn.Module, names: Sequence[str], metric:
     with images x 64 positions x the sum of the layers' m, 4 bytes each, and 16 m^2 x regions for one layer.
 
     Args:
-        metric: if given, reduces of layers with at most 1,024 outputs are solved too.
+        metric: if given, reduces of layers with at most 1,024 outputs, and four rows for each, are solved too.
     """
     shapes = {shape.name: shape for shape in problem.shapes}
     layers = [
@@ -124,7 +125,9 @@ def refit(problem: Problem, compressed: nn.Module, names: Sequence[str], metric:
 
 
 def _has_metric(layer: _Layer, metric: Metric) -> bool:
-    if layer.shape.outputs > LARGEST_SOLVED or layer.parts[0].reduce is None:
+    rows = min(sum(len(call[index]) for call in layer.targets) for index in range(len(layer.parts)))
+    enough = ROWS_AN_OUTPUT * layer.shape.outputs <= rows
+    if layer.shape.outputs > LARGEST_SOLVED or layer.parts[0].reduce is None or not enough:
         return False
     return metric(layer.shape.name, layer.parts[0].box) is not None
 
@@ -279,7 +282,7 @@ def _solve(expand: nn.Module, joint: CrossMoments) -> None:
     weight, bias = torch.as_tensor(expand.weight), torch.as_tensor(expand.bias)
     current = weight.flatten(1).to(torch.float64)  # (m, r)
     gram, cross = joint.gram / joint.count, joint.cross / joint.count
-    ridge = RIDGE * gram.diagonal().mean()
+    ridge = (RIDGE + FEW_ROWS * len(gram) / joint.count) * gram.diagonal().mean()
     if not bool(ridge > 0):
         return
     eye = torch.eye(len(gram), dtype=gram.dtype)
