@@ -30,6 +30,15 @@ TWICE = parse_budget("flops=2x")
 IMAGES = 48
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small maps gain nothing from a second thread, and on a busy machine each of them waits for the other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def prepared(case: Case, network: nn.Module, method: str = "hscc", images: int = IMAGES) -> Prepared:
     batch = case.batch(images, 2)
     halves = [{name: values.chunk(2)[half] for name, values in batch.items()} for half in (0, 1)]
