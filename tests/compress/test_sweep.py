@@ -100,7 +100,8 @@ def killed(tmp_path_factory, alive, phantom) -> tuple[Path, Path, list[optuna.tr
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
     done = told(out, recipe)
     assert 2 <= len(done) < len(WANTED)
     return out, recipe, done
