@@ -109,7 +109,12 @@ LINEAR: dict[str, Callable[[nn.Linear, LayerPlan], nn.Module]] = {
 
 def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` at the dotted `name` of `network`, and wherever else the module that stood there is held."""
-    old = network.get_submodule(name)
-    places = [(parent, leaf, child) for parent in network.modules() for leaf, child in parent._modules.items()]
-    for parent, leaf in [place[:2] for place in places if place[2] is old]:
-        setattr(parent, leaf, layer)
+    old, stack, seen = network.get_submodule(name), [network], {id(network)}
+    while stack:
+        parent = stack.pop()
+        for leaf, child in parent._modules.items():
+            if child is old:
+                setattr(parent, leaf, layer)
+            elif child is not None and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
