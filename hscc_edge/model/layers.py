@@ -115,6 +115,8 @@ def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
         for leaf, child in parent._modules.items():
             if child is old:
                 setattr(parent, leaf, layer)
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # torch's fused path reads linear1.weight itself
             elif child is not None and id(child) not in seen:
                 seen.add(id(child))
                 stack.append(child)

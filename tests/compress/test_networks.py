@@ -176,6 +176,30 @@ def small() -> nn.Module:
 SMALL = Case(small, (1, 16, 16))
 
 
+class Tokens(nn.Module):
+    """torch's transformer with the batch first, whose fused path would read the weight of a layer that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 4, stride=4)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.stem(image).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+def test_a_fused_transformer_runs_when_its_layers_are_replaced():
+    case = Case(Tokens, (1, 32, 32))
+    network = case.network()
+    made = prepared(case, network).compress(TWICE)
+    assert {layer.structure for layer in made.plan.layers if "linear" in layer.name} == {"one-region"}
+    batch = case.batch(3, 4)
+    with torch.inference_mode():
+        found = case.call(made.network, batch)[0]
+    assert np.allclose(found.numpy(), onnx_logits(case, made.network, batch)[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("dead", ["weights", "rectified", "images"])
 def test_dead_layers_are_compressed_without_harm(dead):
     """Constant outputs: zero weights, a ReLU that never opens, or images that are all zero."""
