@@ -3,27 +3,15 @@
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from commandline import run
 
 from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import export as verbs
-from hscc_edge.cli import main
 from hscc_edge.data.cohort import stream
 from hscc_edge.data.preprocess import parse_preprocess
-
-
-def run(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["hscc-edge", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A hospital's ONNX model, all the way: import, compress, the drop-in in its place."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from commandline import run
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import nn
 
 from hscc_edge.bundle import SOURCE, WEIGHTS, read_bundle
-from hscc_edge.cli import main
 from hscc_edge.data.cohort import stream
 from hscc_edge.model.load import load_network
 
@@ -68,17 +67,6 @@ def keras_style(twin: Twin, classes: int, path: Path) -> Path:
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
-
-
-def run(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["hscc-edge", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
 
 
 def fade(weight: torch.Tensor) -> None:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commandline
 import pytest
 from typer.main import get_command
 
-from hscc_edge.cli import app, main
+from hscc_edge.cli import app
 from hscc_edge.data.phantom import write_phantom
 
 
@@ -24,15 +25,7 @@ def verbs() -> list[tuple[str, ...]]:
 
 
 def run(*words: object, monkeypatch, capsys) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["hscc-edge", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
+    return commandline.run(monkeypatch, capsys, *words)
 
 
 @pytest.mark.parametrize("verb", verbs(), ids=" ".join)

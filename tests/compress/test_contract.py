@@ -1,15 +1,14 @@
 """Contracts: the strongest compression that holds, refusals that name the nearest, and jobs on the command line."""
 
 import json
-import sys
 
+import commandline
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from hscc_edge.bundle import read_bundle
-from hscc_edge.cli import main
 from hscc_edge.compress.compression import Compressed
 from hscc_edge.compress.contract import Contract, cases_needed, check_contract, strongest
 from hscc_edge.errors import BudgetError, GateError, InputError
@@ -89,47 +88,41 @@ def run(dense, phantom, monkeypatch, capsys):
 
     def call(*words):
         filled = [word.format(dense=dense, cohort=phantom.root) for word in RUN]
-        monkeypatch.setattr(sys, "argv", ["hscc-edge", *filled, *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, capsys.readouterr()
+        return commandline.run(monkeypatch, capsys, *filled, *words)
 
     return call
 
 
 def test_a_contract_ends_in_a_bundle_or_a_gate(run, tmp_path):
-    code, said = run("--max-kl", "0.05", "--no-refit", "--out", tmp_path / "small", "--json")
-    told = json.loads(said.out)
+    code, out, err = run("--max-kl", "0.05", "--no-refit", "--out", tmp_path / "small", "--json")
+    told = json.loads(out)
     assert code == 0 and told["facts"]["validation"] == "val"
     held = [trial for trial in told["facts"]["trials"] if trial["holds"]]
     assert max(trial["kl"] for trial in held) <= 0.05
     assert told["dense_flops"] / told["flops"] > 1
-    code, said = run("--max-kl", "0", "--method", "svd", "--no-refit", "--out", tmp_path / "no")
-    assert code == 1 and "no compression holds" in said.err and not (tmp_path / "no").exists()
+    code, out, err = run("--max-kl", "0", "--method", "svd", "--no-refit", "--out", tmp_path / "no")
+    assert code == 1 and "no compression holds" in err and not (tmp_path / "no").exists()
 
 
 def test_a_plan_is_applied_again_and_edited(run, tmp_path):
-    code, said = run("--budget", "flops=3x", "--out", tmp_path / "small", "--json")
+    code, out, err = run("--budget", "flops=3x", "--out", tmp_path / "small", "--json")
     assert code == 0
-    told = json.loads(said.out)
+    told = json.loads(out)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(told["plan"]))
-    code, _ = run("--plan", path, "--out", tmp_path / "again")
+    code, _, _ = run("--plan", path, "--out", tmp_path / "again")
     first, second = (read_bundle(tmp_path / name) for name in ("small", "again"))
     assert code == 0 and first.spec.plan == second.spec.plan
     edited = json.loads(path.read_text())
     edited["layers"][0]["shape"] = "1x1"
     path.write_text(json.dumps(edited))
-    code, said = run("--plan", path, "--out", tmp_path / "other")
-    assert code == 2 and "another network" in said.err
+    code, out, err = run("--plan", path, "--out", tmp_path / "other")
+    assert code == 2 and "another network" in err
     assert parse_plan(told["plan"]).layers
 
 
 def test_moves_never_end_worse(run, tmp_path):
-    code, said = run("--budget", "flops=4x", "--moves", "6", "--no-refit", "--out",
+    code, out, _ = run("--budget", "flops=4x", "--moves", "6", "--no-refit", "--out",
                      tmp_path / "small", "--json")  # fmt: skip
-    moves = json.loads(said.out)["facts"]["moves"]
+    moves = json.loads(out)["facts"]["moves"]
     assert code == 0 and moves["last_kl"] <= moves["first_kl"] and moves["evaluations"] <= 6

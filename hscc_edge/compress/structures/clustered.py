@@ -16,12 +16,11 @@ from hscc_edge.compress.allocate import Option
 from hscc_edge.compress.clusters import coactivation_clusters
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.features import Features
-from hscc_edge.compress.regions import bounding
 from hscc_edge.compress.solved import Solved, Structure
 from hscc_edge.compress.spectrum import root_of
 from hscc_edge.errors import extra
 from hscc_edge.model.convolution import CONVOLUTIONS, Conv
-from hscc_edge.model.plan import Box, Clusters, LayerPlan
+from hscc_edge.model.plan import Clusters, LayerPlan
 from hscc_edge.model.regional import Clustered, Halo
 
 with extra("workstation"):
@@ -39,13 +38,8 @@ class Prepared:
     reduces: tuple[torch.Tensor, ...]
 
 
-def regions_of(solved: Solved) -> list[Box]:
-    """The whole map: what co-activates hardly changes from region to region, and each region costs kernels."""
-    return [bounding(solved.statistics.boxes)] if solved.statistics.boxes else []
-
-
 def features(solved: Solved) -> list[Features]:
-    """The clusters' reduced channels, in falling order of what each is worth a FLOP."""
+    """The clusters' reduced channels on the whole map, in falling order of what each is worth a FLOP."""
     conv, inputs = solved.dense, solved.inputs
     if not isinstance(conv, CONVOLUTIONS) or inputs is None or conv.padding_mode != "zeros":
         return []
