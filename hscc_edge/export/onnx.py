@@ -60,7 +60,7 @@ def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     example = torch.zeros(2, *shape)
     batch = torch.export.Dim("batch", min=1, max=1024)
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 network.eval(), (example,), input_names=["image"], output_names=["logits"], opset_version=OPSET,
                 dynamo=True, dynamic_shapes=({0: batch},), external_data=False, verbose=False,
@@ -70,11 +70,11 @@ def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
         raise ExportError(f"torch cannot export the network ({first}): compress or export another one") from error
     if program is None:
         raise ExportError("torch gave no ONNX program: export another network")
-    return _clean(program.model_proto)
+    return strip(program.model_proto)
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence what torch's exporter says to torch's developers; warnings about the network itself stay."""
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -88,7 +88,8 @@ def _quiet_exporter() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _clean(model: onnx.ModelProto) -> bytes:
+def strip(model: onnx.ModelProto) -> bytes:
+    """The checked bytes of a graph without what is not needed to run it."""
     graph = model.graph
     del model.metadata_props[:], graph.metadata_props[:], model.functions[:]
     model.doc_string = graph.doc_string = ""

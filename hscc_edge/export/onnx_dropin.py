@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.errors import ExportError, ModelError, extra
-from hscc_edge.export.onnx import OPSET, _clean, _quiet_exporter, check_onnx
+from hscc_edge.export.onnx import OPSET, check_onnx, quiet_exporter, strip
 from hscc_edge.model.onnx_import import Imported
 from hscc_edge.model.onnx_parity import (
     TOLERANCE,
@@ -66,7 +66,7 @@ def export_dropin(imported: Imported, examples: Sequence[Arrays] | None = None) 
     examples = random_inputs(imported.inputs) if examples is None else examples
     traced = tuple(_twice(port, array) for port, array in zip(imported.inputs, examples[0], strict=True))
     complete = Complete(imported).eval()
-    model = check_onnx(_clean(_export(complete, imported, traced)))
+    model = check_onnx(strip(_export(complete, imported, traced)))
     _restore(model, imported)
     content: bytes = model.SerializeToString(deterministic=True)
     check_onnx(content)
@@ -95,7 +95,7 @@ def _export(complete: Complete, imported: Imported, traced: Arrays) -> onnx.Mode
     regional = any(isinstance(module, REGIONAL) for module in complete.modules())
     axes = tuple(dict(_varying(port, regional)) for port in imported.inputs)
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 complete, tuple(torch.from_numpy(array) for array in traced), opset_version=OPSET, dynamo=True,
                 input_names=_plain("input", imported.inputs), output_names=_plain("output", imported.outputs),

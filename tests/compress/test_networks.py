@@ -23,7 +23,7 @@ from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.problem import Settings
 from hscc_edge.compress.statistics import FEWEST_IMAGES, LARGEST_LAYER_BYTES, affordable_cells, empty_statistics
 from hscc_edge.errors import CohortError, ModelError
-from hscc_edge.export.onnx import OPSET, _quiet_exporter
+from hscc_edge.export.onnx import OPSET, quiet_exporter
 from hscc_edge.model.load import apply_plan
 
 TWICE = parse_budget("flops=2x")
@@ -47,7 +47,7 @@ def prepared(case: Case, network: nn.Module, method: str = "hscc", images: int =
 
 
 def onnx_logits(case: Case, network: nn.Module, batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             network, tuple(batch.values()), input_names=list(batch), opset_version=OPSET, dynamo=True, verbose=False,
             external_data=False,
