@@ -47,7 +47,7 @@ def compress(
     threads: Annotated[int, typer.Option(help="Of the runtime, for a latency.")] = 1,
     table: Annotated[Path | None, typer.Option(help="Latency table: read if it is there, else written.")] = None,
     images: Annotated[int, typer.Option(help="Calibration images.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the calibration choice and the sampled labels.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the calibration choice and the random signs.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Directory that keeps statistics between runs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
     as_json: JsonFlag = False,

@@ -9,14 +9,14 @@ of it over the layers. A Linear has k = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Budget, Option, efficient
 from hscc_edge.compress.cost import LayerShape
-from hscc_edge.compress.global_svd import leading_svd
+from hscc_edge.compress.global_svd import Svd, leading_svd
 from hscc_edge.compress.problem import (
     Candidates,
     Problem,
@@ -112,7 +112,12 @@ def _layer(problem: Problem, shape: LayerShape) -> Candidates:
             option = _option(shape, groups, rank, math.sqrt(groups) * _next_value(values, rank) / scale)
             if option.flops < shape.flops:
                 options.append(option)
-    return Candidates(tuple(options), partial(_build, dense))
+    return Candidates(tuple(options), partial(_build, dense, cache(partial(_decompose, matrix))))
+
+
+def _decompose(matrix: torch.Tensor, groups: int) -> list[Svd]:
+    """The SVD of each group's part; kept by `cache` for the next budget, 8 (m + n) min(m, n) bytes a layer."""
+    return [leading_svd(part) for part in matrix.chunk(groups, dim=1)]
 
 
 def _group_counts(shape: LayerShape) -> list[int]:
@@ -142,12 +147,15 @@ def _option(shape: LayerShape, groups: int, rank: int, loss: float) -> Option:
     return Option("channel-groups", (rank,) * groups, (), flops, params, loss)
 
 
-def _build(dense: nn.Module, plan: LayerPlan) -> nn.Module:
+def _build(
+    dense: nn.Module,
+    pieces: Callable[[int], list[Svd]],
+    plan: LayerPlan,
+) -> nn.Module:
     module = factorised(dense, plan)
-    matrix, bias = factors.matrix_of(dense)
+    _, bias = factors.matrix_of(dense)
     reduces, expands = [], []
-    for part, rank in zip(matrix.chunk(len(plan.ranks), dim=1), plan.ranks, strict=True):
-        left, values, right = leading_svd(part)
+    for (left, values, right), rank in zip(pieces(len(plan.ranks)), plan.ranks, strict=True):
         expands.append(left[:, :rank] * values[:rank])
         reduces.append(right[:rank])
     factors.fill_pair(module, torch.cat(reduces), torch.cat(expands, dim=1), bias)

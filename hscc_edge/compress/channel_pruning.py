@@ -1,8 +1,8 @@
 """Channel pruning by torch-pruning: whole channels go, with all that depends on them, and layers just get thinner.
 
 Which channels go together is its dependency graph (Fang et al. 2023, arXiv 2301.12900), and what each is worth is its
-group Hessian: w^2 h summed over the weights that go with a channel, with h the diagonal of the true Fisher (labels
-sampled from the model, so none are read). One threshold for the whole network meets the budget; what is left of a
+group Hessian: w^2 h summed over the weights that go with a channel, with h the diagonal of the true Fisher (no label is
+read). One threshold for the whole network meets the budget; what is left of a
 layer's channels is a multiple of the alignment, and never nothing. For convolutional networks: attention is refused.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from hscc_edge.compress.allocate import Budget, Option
 from hscc_edge.compress.cost import LayerShape, layer_shapes
 from hscc_edge.compress.problem import Batch, Problem, dense_option, layer_plan
-from hscc_edge.compress.statistics import sampled_loss
+from hscc_edge.compress.statistics import fisher_probe
 from hscc_edge.errors import BudgetError, CohortError, ModelError, extra
 from hscc_edge.model.convolution import CONVOLUTIONS
 from hscc_edge.model.layers import NORMS
@@ -219,7 +219,7 @@ def _thinner(shape: LayerShape, gone: Counter[tuple[str, str]]) -> LayerShape:
 def _fill_fisher(problem: Problem, network: nn.Module) -> None:
     """Put the diagonal of the Fisher into `.grad` of each parameter.
 
-    With sampled labels the images' gradients are independent with mean zero, so that the square of a batch's summed
+    With random signs the images' gradients are independent with mean zero, so that the square of a batch's summed
     gradient is, on average, the sum of the squares.
     """
     squares = {parameter: torch.zeros_like(parameter) for parameter in network.parameters()}
@@ -228,7 +228,7 @@ def _fill_fisher(problem: Problem, network: nn.Module) -> None:
         generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
         network.zero_grad()
         logits = problem.call(network, batch)
-        losses = [sampled_loss(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
+        losses = [fisher_probe(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         size = len(next(iter(batch.values())))
         images += size

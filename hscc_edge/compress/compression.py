@@ -168,7 +168,7 @@ def calibration_of(cohort: Cohort, images: int, seed: int) -> Cohort:
 
 def cache_key(bundle: Bundle, calibration: Cohort, settings: Settings) -> str:
     """Names the statistics of a bundle's network on calibration images under these settings."""
-    facts = (bundle.digest, calibration.digest, settings.cells, settings.seed)
+    facts = (bundle.digest, calibration.digest, settings.cells, settings.seed, "fisher_probe")
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 

@@ -25,6 +25,8 @@ with extra("workstation"):
     import torch
     from torch import nn
 
+Svd = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def candidates(problem: Problem) -> LayerwiseProposal:
     """The options of every layer that can be factorised; the calibration cohort is not read.
@@ -46,7 +48,7 @@ def layer_candidates(problem: Problem, shape: LayerShape) -> Candidates:
     return Candidates(options, partial(_build, dense, left * values, right))
 
 
-def leading_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def leading_svd(matrix: torch.Tensor) -> Svd:
     """(m, k), (k,), (k, n) by way of the smaller Gram matrix, in float64."""
     if matrix.shape[0] > matrix.shape[1]:
         left, values, right = leading_svd(matrix.T)

@@ -44,7 +44,7 @@ class Settings:
         structures: structures that hscc may choose from, beside dense.
         alignment: ranks are multiples of it (8 suits FP16 tensor cores), or smaller than it.
         damping: of G, as a share of its mean diagonal.
-        seed: of the sampled labels.
+        seed: of the random factors of the Fisher.
     """
 
     cells: tuple[int, ...] = (6, 6)

@@ -1,8 +1,9 @@
 """One streamed pass over the calibration cohort: second moments of every layer's outputs and of their gradients.
 
-`C` is the covariance of the outputs y, `G` the second moment of g = dL/dy with labels sampled from the model's own
-output (the true Fisher; Martens and Grosse 2015, arXiv 1503.05671). Both live in output space, m x m, so that no
-im2col patch is ever formed. Sums over cells of positions add up to those of any union of cells, and shards merge.
+`C` is the covariance of the outputs y, `G` the second moment of g = dL/dy under the model's own output: the true Fisher
+(Martens and Grosse 2015, arXiv 1503.05671), from one random factor of the logits' Fisher an image. Both live in output
+space, m x m, so that no im2col patch is ever formed. Sums over cells of positions add up to those of any union of
+cells, and shards merge.
 
 A pointwise layer with n < m is measured in input space instead (its dual): the covariance of x and the second moment
 of dL/dx = W^T g, n x n. A Linear on a flat vector with m > SAMPLED_ABOVE keeps its rows: no m x m matrix at all.
@@ -32,7 +33,6 @@ from hscc_edge.model.plan import Box
 with extra("workstation"):
     import torch
     from torch import nn
-    from torch.nn import functional
 
 SAMPLED_ABOVE = 1024
 LARGEST_LAYER_BYTES = 192 * 2**20
@@ -160,7 +160,7 @@ def _check_finite(found: Mapping[str, LayerStatistics]) -> None:
 
 
 def _pass(problem: Problem, batch: Batch, number: int, found: Mapping[str, LayerStatistics]) -> None:
-    """One forward and backward pass; labels depend on the seed and the batch's number alone, so that shards agree."""
+    """One forward and backward pass; signs depend on the seed and the batch's number alone, so that shards agree."""
     generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
     logits = problem.call(problem.network, batch)
     if len(logits) != len(problem.heads):
@@ -169,12 +169,16 @@ def _pass(problem: Problem, batch: Batch, number: int, found: Mapping[str, Layer
         )
     if not all(bool(torch.isfinite(values).all()) for values in logits):
         _check_finite(found)
-    losses = [sampled_loss(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
+    losses = [fisher_probe(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def sampled_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -> torch.Tensor:
-    """Sum over images of the negative log-likelihood of labels drawn from the model's own output.
+def fisher_probe(logits: torch.Tensor, head: Head, generator: torch.Generator) -> torch.Tensor:
+    """A scalar whose gradient v at each image's logits (B, n) is a random factor of their Fisher: E[v v^T] = F.
+
+    No label is read. Softmax: F = diag(p) - p p^T = sum_k p_k (e_k - p)(e_k - p)^T, so with random signs s
+    v = sum_k s_k sqrt(p_k) (e_k - p); sigmoid: v = s sqrt(p (1 - p)). A label drawn from p has the same mean of v v^T,
+    but says nothing at most images of a classifier that is sure of itself (docs/decisions/0010).
 
     Raises:
         ModelError: if a logit is not finite, or their number is not the head's.
@@ -187,11 +191,15 @@ def sampled_loss(logits: torch.Tensor, head: Head, generator: torch.Generator) -
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the network gives logits that are not finite on the calibration images: check its weights")
+    signs = 2 * torch.randint(0, 2, logits.shape, generator=generator).to(logits.dtype) - 1
     if head.kind == "softmax":
-        labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)
-        return functional.cross_entropy(logits, labels[:, 0], reduction="sum")
-    targets = torch.bernoulli(logits.detach().sigmoid(), generator=generator)
-    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        p = logits.detach().softmax(1)
+        scaled = signs * p.sqrt()
+        factor = scaled - p * scaled.sum(1, keepdim=True)
+    else:
+        p = logits.detach().sigmoid()
+        factor = signs * (p * (1 - p)).sqrt()
+    return (logits * factor).sum()
 
 
 def _hook(entry: LayerStatistics) -> Callable[..., torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.compress.moments import empty_moments, merge, moments_of
 from hscc_edge.compress.problem import Problem, Settings
-from hscc_edge.compress.statistics import collect
+from hscc_edge.compress.statistics import collect, fisher_probe
 from hscc_edge.errors import CohortError, ModelError
 from hscc_edge.model.head import Head
 from hscc_edge.model.plan import Box
@@ -64,10 +64,31 @@ def test_moments_are_those_of_the_outputs_and_gradients():
     assert torch.allclose(conv.mean, outputs.mean(0), atol=1e-5)
     assert torch.allclose(conv.covariance, torch.cov(outputs.T, correction=0), atol=1e-5)
     assert torch.allclose(conv.covariance, batched["0"].cells[0].covariance, atol=1e-6)
-    # g of a softmax layer is p - onehot(label): each row sums to zero, and so does G
+    # the Fisher of a softmax has (1, ..., 1) in its null space, and so has every factor of it
     assert float(whole["4"].cells[0].gradients.sum().abs()) < 1e-4
     assert float(whole["4"].cells[0].gradients.diagonal().sum()) > 0
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "single_logit"])
+def test_a_probe_is_a_factor_of_the_fisher(kind):
+    labels = ("a", "b") if kind == "single_logit" else ("a", "b", "c")
+    row = torch.tensor([[4.0, 1.0, -2.0]])[:, : 1 if kind == "single_logit" else 3].double()
+    logits = row.repeat(200_000, 1).requires_grad_()
+    fisher_probe(logits, Head(kind, labels), torch.Generator().manual_seed(0)).backward()
+    p = row.softmax(1)[0] if kind == "softmax" else row.sigmoid()[0]
+    fisher = p.diag() - torch.outer(p, p) if kind == "softmax" else (p * (1 - p)).diag()
+    found = logits.grad.T @ logits.grad / len(logits)
+    assert torch.allclose(found, fisher, atol=0.02 * float(fisher.max()))
+
+
+def test_an_image_that_the_network_is_sure_of_still_counts():
+    """A label drawn at p = 0.99 has no gradient worth the name 99 times in 100; a probe's length hardly varies."""
+    logits = torch.tensor([[4.6, 0.0]]).repeat(1000, 1).requires_grad_()
+    fisher_probe(logits, Head("softmax", ("a", "b")), torch.Generator().manual_seed(0)).backward()
+    squares = logits.grad.square().sum(1)
+    assert float(squares.std() / squares.mean()) < 1.0
+    assert float((squares > 0.1 * squares.mean()).double().mean()) > 0.99
 
 
 def test_cells_add_up_to_the_map():
