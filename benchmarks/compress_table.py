@@ -26,8 +26,8 @@ from hscc_edge.validate.predict import Case
 RESAMPLES = 2000
 
 
-def make(out: Path, cohort_path: Path, dense_path: Path, images: Any, rounds: int) -> None:
-    """Measure every row in OUT and write the table."""
+def make(out: Path, cohort_path: Path, dense_path: Path, images: Any, rounds: int) -> dict[str, Any]:
+    """Measure every row in OUT, write the table and return it."""
     bundle, cohort = read_bundle(dense_path), read_cohort(cohort_path).select("test")
     rows = [
         row for path in sorted(out.glob("*.json")) if path.name != "table.json" for row in json.loads(path.read_text())
@@ -47,6 +47,7 @@ def make(out: Path, cohort_path: Path, dense_path: Path, images: Any, rounds: in
     table = {**head, "rows": [*made, *(row for row in rows if "file" not in row)], "seeds": over_seeds(made)}
     durable.write_json(out / "table.json", table)
     durable.write_text(out / "table.md", markdown(table))
+    return table
 
 
 def logits_of(out: Path, name: str, graph: Path, images: Any) -> Any:

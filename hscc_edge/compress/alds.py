@@ -9,7 +9,7 @@ of it over the layers. A Linear has k = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -19,9 +19,9 @@ from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.global_svd import Svd, leading_svd
 from hscc_edge.compress.problem import (
     Candidates,
+    LayerwiseProposal,
     Problem,
     aligned_ranks,
-    build_layers,
     dense_option,
     layer_plan,
     pair_option,
@@ -38,17 +38,8 @@ LARGEST_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class MinimaxProposal:
-    """Options for each layer, planned so that the largest error of any layer is least.
-
-    `fixed_latency_ms` is what the network takes beside these layers; NaN until they are timed.
-    """
-
-    method: str
-    network: nn.Module
-    shapes: tuple[LayerShape, ...]
-    candidates: Mapping[str, Candidates]
-    fixed_latency_ms: float = math.nan
+class MinimaxProposal(LayerwiseProposal):
+    """Options for each layer, planned so that the largest error of any layer is least."""
 
     def plan(self, budget: Budget) -> Plan:
         """See `Proposal`. What is left of the budget goes to the layers of the largest error.
@@ -82,10 +73,6 @@ class MinimaxProposal:
         if cost == "latency":
             return self.fixed_latency_ms
         return sum(dense_option(shape).cost(cost) for shape in self.shapes if shape.name not in self.candidates)
-
-    def build(self, plan: Plan) -> nn.Module:
-        """See `Proposal`."""
-        return build_layers(self.network, plan, {name: entry.build for name, entry in self.candidates.items()})
 
 
 def candidates(problem: Problem) -> MinimaxProposal:

@@ -52,7 +52,7 @@ def scatter(front: Front, cost: str, words: str) -> str:
         for method, (colour, marker) in looks(front).items():
             _method(axes, method, colour, marker, entries, points)
             _means(axes, [item for item in front.averages if item.method == method], cost, colour)
-        _logarithmic(axes)
+        logarithmic(axes)
         axes.set_xlabel(words)
         axes.set_ylabel("KL from the original, nats an image (log scale)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -95,7 +95,8 @@ def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.scatter(across, up, s=110, facecolors="none", edgecolors=INK, linewidths=0.9, zorder=4)
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
+    """Both axes, with ratios across and plain numbers up."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)))

@@ -103,6 +103,8 @@ def read_table(raw: Mapping[str, Any]) -> Table:
 def _text(option: Option) -> str:
     """What options that differ in rank alone have in common."""
     inner = option.ranks[1:] if option.structure == "tucker-2" else ()
+    if option.structure == "channel-groups":
+        inner = (len(option.ranks),)
     boxes = ["x".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in option.regions]
     clusters = [len(region) for region in option.clusters]
     return " ".join(str(item) for item in (option.structure, *inner, *clusters, *boxes))

@@ -10,7 +10,7 @@ import torch
 from small import prepared, small_network, smooth_images
 from torch import nn
 
-from hscc_edge.compress import latency
+from hscc_edge.compress import METHODS, latency
 from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.layer_graph import layer_graph
 from hscc_edge.compress.problem import dense_option, layer_plan
@@ -82,3 +82,13 @@ def test_what_cannot_be_had_is_refused(found, timed):
     table, dense, image = timed
     with pytest.raises(BudgetError, match="latency="):
         latency.fit(found.proposal, table, Budget("latency", 1e6), dense, image)
+
+
+def test_alds_is_timed_by_its_numbers_of_groups_and_meets_milliseconds(found, timed):
+    _, dense, image = timed
+    alds = METHODS["alds"](found.problem)
+    table = latency.time_candidates(found.problem, alds, dense, image)
+    families = {name for name in table.times["features.5"] if name.startswith("channel-groups")}
+    assert families == {f"channel-groups {groups}" for groups in (2, 4, 8)}
+    chosen = latency.fit(alds, table, Budget("latency", 2.0 * table.dense_ms, "ms"), dense, image)
+    assert chosen.latency_ms <= 2.0 * table.dense_ms and all(layer.latency_ms for layer in chosen.plan.layers[:2])

@@ -1,0 +1,142 @@
+"""Where each structure pays, in FLOPs and in milliseconds: every layer of a network by every structure.
+
+    python benchmarks/structures.py --data DIR --out docs --network alexnet
+
+A plan with all structures meets --ratio in each currency. For each layer: what each structure would cost, as a share of
+the dense layer, at no more predicted loss than the plan accepts there. For the network: the plan's predicted loss with
+one structure taken away, over that with all of them; 1.00 says that nothing is lost without it. Ends in
+OUT/structures-NETWORK.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import brain_mri
+from compress import ALL
+
+from hscc_edge import durable
+from hscc_edge.bundle import read_bundle
+from hscc_edge.cli.demo import Steps
+from hscc_edge.cli.output import Output
+from hscc_edge.compress import compression, job, latency
+from hscc_edge.compress.allocate import Budget, Option
+from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Settings
+from hscc_edge.data.cohort import read_cohort
+from hscc_edge.errors import BudgetError
+from hscc_edge.model.plan import Plan
+from hscc_edge.validate.evidence import machine_facts
+
+WORDS = {"flops": "FLOPs", "latency": "milliseconds"}
+
+
+def main() -> None:
+    """Prepare once, time the candidates once, then plan with and without each structure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
+    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the page")
+    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser.add_argument("--network", default="alexnet", help="a recipe calibration/recipes/brain-mri-NETWORK.toml")
+    parser.add_argument("--ratio", type=float, default=6.0, help="how many times cheaper")
+    arguments = parser.parse_args()
+    steps = Steps(Output())
+    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
+    dense = brain_mri.prepare_dense(steps, cohort, arguments.cache, arguments.network)
+    proposal = timed(dense, cohort)
+    found = {currency: judged(proposal, Budget(currency, arguments.ratio, "x")) for currency in WORDS}
+    table = {**machine_facts(), "network": arguments.network, "ratio": arguments.ratio, "currencies": found}
+    name = f"structures-{arguments.network}"
+    durable.write_json(arguments.out / f"{name}.json", table)
+    durable.write_text(arguments.out / f"{name}.md", markdown(table))
+
+
+def timed(dense: Path, cohort: Path) -> LayerwiseProposal:
+    """All structures of every layer, with their milliseconds on one thread of ONNX Runtime."""
+    bundle = read_bundle(dense)
+    calibration = compression.calibration_of(read_cohort(cohort), 512, 0)
+    prepared = compression.prepare_bundle(bundle, calibration, "hscc", Settings(structures=tuple(ALL)))
+    image = compression.first_image(prepared.problem.batches)["image"][0].numpy()
+    graph = bundle.path("models/model.onnx").read_bytes()
+    proposal = job.layerwise(prepared)
+    return latency.time_candidates(prepared.problem, proposal, graph, image).apply(proposal)
+
+
+def judged(proposal: LayerwiseProposal, budget: Budget) -> dict[str, Any]:
+    """A plan with all structures, its layers by every structure, and the plans without one of them."""
+    plan = proposal.plan(budget)
+    layers = [
+        {"name": layer.name, "shape": layer.shape, "chosen": layer.structure, "loss": layer.loss,
+         "costs": costs(proposal.candidates[layer.name].options, layer.loss, budget.cost)}
+        for layer in plan.layers if layer.name in proposal.candidates
+    ]  # fmt: skip
+    return {
+        "loss": plan.loss,
+        "layers": layers,
+        "without": {name: without(proposal, budget, name, plan) for name in ALL},
+    }
+
+
+def costs(options: tuple[Option, ...], loss: float, cost: str) -> dict[str, float | None]:
+    """The cheapest option of each structure within a loss, as a share of the dense layer; None if none is cheaper."""
+    dense = options[0].cost(cost)
+    found: dict[str, float | None] = {}
+    for name in ALL:
+        within = [option.cost(cost) for option in options if option.structure == name and option.loss <= loss]
+        found[name] = min(within) / dense if within and min(within) < dense else None
+    return found
+
+
+def without(proposal: LayerwiseProposal, budget: Budget, name: str, plan: Plan) -> float | None:
+    """The predicted loss with one structure taken away over that with all; None if the budget is then out of reach."""
+    left = {
+        layer: Candidates(tuple(option for option in entry.options if option.structure != name), entry.build)
+        for layer, entry in proposal.candidates.items()
+    }
+    try:
+        return dataclasses.replace(proposal, candidates=left).plan(budget).loss / plan.loss
+    except BudgetError:
+        return None
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """A block for each currency."""
+    lines = [
+        f"{table['network']}, brain MRI pictures, 512 calibration images; {table['machine']}; {table['date']}; "
+        + ", ".join(f"{name} {value}" for name, value in table["versions"].items()) + ".",
+    ]  # fmt: skip
+    for currency, words in WORDS.items():
+        found = table["currencies"][currency]
+        left_out = " | ".join(ratio(found["without"][name]) for name in ALL)
+        lines += [
+            "", f"### {table['ratio']:g}x fewer {words}", "",
+            f"| layer | weights | chosen | {' | '.join(ALL)} |", "|---" * (len(ALL) + 3) + "|",
+            *(row(layer) for layer in found["layers"]),
+            f"| loss without it, times that with all | | | {left_out} |",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def row(layer: Mapping[str, Any]) -> str:
+    """Shares of the dense layer's cost; the cheapest in bold."""
+    values = layer["costs"]
+    least = min((value for value in values.values() if value is not None), default=None)
+    cells = [
+        "-" if values[name] is None else f"**{values[name]:.3f}**" if values[name] == least else f"{values[name]:.3f}"
+        for name in ALL
+    ]
+    return f"| {layer['name']} | {layer['shape']} | {layer['chosen']} | {' | '.join(cells)} |"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio of losses."""
+    return "out of reach" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()
