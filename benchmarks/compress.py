@@ -6,7 +6,7 @@
 Unpacks DIR/training.tar and testing.tar, imports them to DICOM without exact duplicates, trains the network by its
 recipe (once: the bundle is kept in --cache), compresses by every method to every budget, each in a process of its own,
 runs all networks on the test split and times all of them in turn on one thread of ONNX Runtime. Calibration images
-come from the train split. Ends in OUT/table.json, OUT/table.md and OUT/front.svg. A task that is done is not done again.
+come from the train split. Ends in OUT/table.json, table.md and front.svg. A task that is done is not done again.
 """
 
 from __future__ import annotations

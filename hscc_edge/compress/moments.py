@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hscc_edge.errors import extra
@@ -53,6 +54,23 @@ def merge(first: Moments, second: Moments) -> Moments:
         first.scatter + second.scatter + shift,
         first.gradients + second.gradients,
     )
+
+
+def merge_all(parts: Sequence[Moments]) -> Moments:
+    """The moments of all together, as `merge` one by one, with two matrices allocated instead of many."""
+    counts = torch.tensor([part.count for part in parts], dtype=torch.float64)
+    count = int(counts.sum())
+    if count == 0:
+        return parts[0]
+    means = torch.stack([part.mean for part in parts])  # (parts, m)
+    mean = (counts @ means) / count
+    apart = (means - mean) * counts.sqrt()[:, None]
+    scatter = apart.T @ apart
+    gradients = torch.zeros_like(parts[0].gradients)
+    for part in parts:
+        scatter += part.scatter
+        gradients += part.gradients
+    return Moments(count, mean, scatter, gradients)
 
 
 def add_rows(total: Moments, rows: torch.Tensor) -> None:

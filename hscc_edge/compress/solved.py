@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Option
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.features import Features, InputMoments
-from hscc_edge.compress.moments import Moments, merge
+from hscc_edge.compress.moments import Moments, merge_all
 from hscc_edge.compress.problem import Settings
 from hscc_edge.compress.regions import inside
 from hscc_edge.compress.spectrum import (
@@ -46,7 +45,7 @@ class Solved:
     inputs: InputMoments | None = None
     features: dict[str, list[Features]] = field(default_factory=dict)
     splits: list[tuple[Box, ...]] | None = None
-    _moments: dict[Box, Moments] = field(default_factory=dict)
+    _last: tuple[Box, Moments] | None = None
     _spectra: dict[Box, Spectrum] = field(default_factory=dict)
     _whole: Spectrum | None = None
     _total: Moments | None = None
@@ -82,11 +81,11 @@ class Solved:
         return len(self.statistics.cells) > 1
 
     def moments(self, box: Box) -> Moments:
-        """The moments of a union of cells."""
-        if box not in self._moments:
+        """The moments of a union of cells; the last one is kept, since a search for splits asks for very many."""
+        if self._last is None or self._last[0] != box:
             cells = [self.statistics.cells[index] for index in inside(box, self.statistics.boxes)]
-            self._moments[box] = reduce(merge, cells)
-        return self._moments[box]
+            self._last = (box, merge_all(cells))
+        return self._last[1]
 
     def spectrum(self, box: Box) -> Spectrum:
         """The spectrum of a region by itself."""

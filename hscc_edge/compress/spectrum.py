@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import reduce
 
-from hscc_edge.compress.moments import Moments, merge
+from hscc_edge.compress.moments import Moments, merge_all
 from hscc_edge.compress.statistics import LayerStatistics, Samples
 from hscc_edge.errors import extra
 
@@ -132,7 +131,7 @@ def _shares(found: Spectrum) -> Spectrum:
 
 def total_moments(statistics: LayerStatistics) -> Moments:
     """The moments of the whole map, about its one mean."""
-    return reduce(merge, statistics.cells)
+    return merge_all(statistics.cells)
 
 
 def sample_spectrum(samples: Samples, damping: float = DAMPING, two_sided: bool = True) -> Spectrum:
