@@ -14,7 +14,7 @@ from typing import Any
 
 from hscc_edge.compress.gram import contributions, regress
 from hscc_edge.compress.moments import Moments, add_rows, empty_moments, rows_of
-from hscc_edge.compress.problem import Problem
+from hscc_edge.compress.problem import Problem, affordable_batches
 from hscc_edge.errors import extra
 from hscc_edge.model.convolution import numbers, padding_of
 from hscc_edge.model.plan import Box
@@ -27,6 +27,7 @@ with extra("workstation"):
 INPUT_BATCHES = 3
 FEATURE_BATCHES = 5
 POSITIONS = 96
+COLUMNS = 32
 
 
 @dataclass
@@ -88,30 +89,33 @@ class InputMoments:
 def measure(problem: Problem, found: Mapping[str, Sequence[Features]]) -> None:
     """One forward pass over FEATURE_BATCHES batches that fills every `moments`, from POSITIONS of each image's map.
 
-    Time grows with images x (reduces + 96 (d + m)^2); memory with the sum of (d + m)^2.
+    Of a costly network fewer batches are read, and more positions. Time grows with images x (reduces + 96 (d + m)^2);
+    memory with the sum of (d + m)^2.
     """
+    batches = affordable_batches(problem, FEATURE_BATCHES)
+    positions = POSITIONS * FEATURE_BATCHES // batches
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             for entry in found[name]:
                 y = rows_of(output, entry.box, False)
-                rows = torch.cat([_some(part, len(output)) for part in (entry.rows(args[0]), y)], dim=1)
+                rows = torch.cat([_some(part, len(output), positions) for part in (entry.rows(args[0]), y)], dim=1)
                 if entry.moments is None:
                     entry.moments = empty_moments(rows.shape[1])
                 add_rows(entry.moments, rows)
 
         return hook
 
-    _forward(problem, {name: watch(name) for name, entries in found.items() if entries}, FEATURE_BATCHES)
+    _forward(problem, {name: watch(name) for name, entries in found.items() if entries}, batches)
 
 
-def _some(rows: torch.Tensor, images: int) -> torch.Tensor:
-    """At most POSITIONS of each image's rows, at random but always the same."""
+def _some(rows: torch.Tensor, images: int, positions: int) -> torch.Tensor:
+    """At most so many of each image's rows, at random but always the same."""
     found = rows.reshape(images, -1, rows.shape[1])
     area = found.shape[1]
-    if area <= POSITIONS:
+    if area <= positions:
         return rows
-    chosen = torch.randperm(area, generator=torch.Generator().manual_seed(area))[:POSITIONS]
+    chosen = torch.randperm(area, generator=torch.Generator().manual_seed(area))[:positions]
     return found[:, chosen].flatten(0, 1)
 
 
@@ -124,6 +128,8 @@ def collect_inputs(
         boxes: regions of a layer's output whose inputs are wanted apart.
     """
     found: dict[str, InputMoments] = {}
+    batches = affordable_batches(problem, INPUT_BATCHES)
+    positions = POSITIONS * INPUT_BATCHES // batches
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -134,21 +140,24 @@ def collect_inputs(
                 found[name] = InputMoments(channels, None)
             entry = found[name]
             for moments, box in zip(entry.channels, wanted, strict=True):
-                add_rows(moments, _some(rows_of(x, box, False), len(x)))
+                add_rows(moments, _some(rows_of(x, box, False), len(x), positions))
             if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1 and module.kernel_size[1] > 1:
-                rows = _some(column_rows(module, x), len(x))
+                rows = _some(column_rows(module, x), len(x), positions)
                 if entry.columns is None:
                     entry.columns = empty_moments(rows.shape[1])
                 add_rows(entry.columns, rows)
 
         return hook
 
-    _forward(problem, {name: watch(name) for name in names}, INPUT_BATCHES)
+    _forward(problem, {name: watch(name) for name in names}, batches)
     return found
 
 
 def column_rows(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """(N, C kernel-height): the column patches that a kernel column sees, at every input column."""
+    """(N, C kernel-height): the column patches that a kernel column sees, in at most COLUMNS input columns."""
+    width = x.shape[3]
+    if width > COLUMNS:
+        x = x[..., torch.randperm(width, generator=torch.Generator().manual_seed(width))[:COLUMNS]]
     (top, _), (height, _), (down, _), (tall, _) = (
         padding_of(conv), numbers(conv.kernel_size), numbers(conv.stride), numbers(conv.dilation)
     )  # fmt: skip

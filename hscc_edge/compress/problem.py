@@ -20,6 +20,8 @@ with extra("workstation"):
     import torch
     from torch import nn
 
+SECOND_PASS_FLOPS = 4e11
+FEWEST_BATCHES = 2
 Batch = Mapping[str, torch.Tensor]
 Batches = Callable[[], Iterable[Batch]]
 Call = Callable[[nn.Module, Batch], "tuple[torch.Tensor, ...]"]
@@ -74,6 +76,16 @@ class Problem:
     progress: Progress | None = None
     call: Call = call_image
     cache: Path | None = None
+
+
+def affordable_batches(problem: Problem, most: int) -> int:
+    """How many batches a further pass may read: `most`, of at most SECOND_PASS_FLOPS, but at least FEWEST_BATCHES.
+
+    Whoever reads fewer takes more positions of each image instead. On VGG16 3 batches did as well as 8.
+    """
+    size = next((len(next(iter(batch.values()))) for batch in problem.batches()), 1)
+    dense = size * sum(shape.flops for shape in problem.shapes)
+    return min(max(int(SECOND_PASS_FLOPS / max(dense, 1)), FEWEST_BATCHES), most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ layers are corrected by later ones. First the reduce: with y' = W x' the best ra
 Then the expand: `U = (E[y z^T] + rho U0)(E[z z^T] + rho I)^-1` about the means, per region. Closed form; no labels.
 
 The original runs once, on the first BATCHES batches: a random few positions of each layer's output are kept for every
-image. More images or positions gained nothing that could be measured.
+image. More images or positions gained nothing that could be measured. Of a costly network fewer batches are read, and
+more positions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hscc_edge.compress import factors
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.gram import regress
 from hscc_edge.compress.moments import CrossMoments, cross_moments, merge_cross
-from hscc_edge.compress.problem import Metric, Problem
+from hscc_edge.compress.problem import Metric, Problem, affordable_batches
 from hscc_edge.compress.spectrum import root_of
 from hscc_edge.errors import extra
 from hscc_edge.model.convolution import CONVOLUTIONS, numbers, padding_of
@@ -56,10 +57,11 @@ class Part:
 
 @dataclass(slots=True)
 class _Layer:
-    """A layer to refit; `targets` holds for each call the rows (N, m) of each part."""
+    """A layer to refit; `targets` holds for each call the rows (N, m) of each part, over so many batches."""
 
     shape: LayerShape
     parts: Sequence[Part]
+    batches: int
     targets: list[list[torch.Tensor]] = field(default_factory=list)
 
     @property
@@ -71,7 +73,7 @@ class _Layer:
         """A few of a part's positions, the same for the same batch."""
         box = self.parts[index].box
         area = self.shape.area if box is None else box.area
-        wanted = max(POSITIONS // len(self.parts), POSITIONS_A_PART)
+        wanted = max(POSITIONS // len(self.parts), POSITIONS_A_PART) * BATCHES // self.batches
         generator = torch.Generator().manual_seed(1_000_003 * batch + index)
         return torch.randperm(area, generator=generator)[:wanted]
 
@@ -107,8 +109,9 @@ def refit(problem: Problem, compressed: nn.Module, names: Sequence[str], metric:
         metric: if given, reduces of layers with at most 1,024 outputs, and four rows for each, are solved too.
     """
     shapes = {shape.name: shape for shape in problem.shapes}
+    batches = affordable_batches(problem, BATCHES)
     layers = [
-        _Layer(shapes[name], parts)
+        _Layer(shapes[name], parts, batches)
         for name in shapes
         if name in names and (parts := parts_of(compressed.get_submodule(name)))
     ]
@@ -144,7 +147,7 @@ def _collect_targets(problem: Problem, layers: Sequence[_Layer]) -> None:
 
     handles = [problem.network.get_submodule(layer.shape.name).register_forward_hook(watch(layer)) for layer in layers]
     with _removed(handles):
-        for batch in islice(problem.batches(), BATCHES):
+        for batch in islice(problem.batches(), layers[0].batches):
             problem.call(problem.network, batch)
             count += 1
             _tell(problem, batch, "refit: targets")
@@ -160,7 +163,7 @@ def _refit_pairs(problem: Problem, compressed: nn.Module, layer: _Layer, metric:
     dense, module = problem.network.get_submodule(name), compressed.get_submodule(name)
     joint: list[CrossMoments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
-    for number, batch in enumerate(islice(problem.batches(), BATCHES)):
+    for number, batch in enumerate(islice(problem.batches(), layer.batches)):
         for x in _inputs(problem, batch, compressed, [module], layer.shape.runs)[0]:
             pairs = zip(_part_rows(layer, dense(x), number), next(targets), strict=True)
             joint = [_added(total, *pair) for total, pair in zip(joint, pairs, strict=True)]
@@ -233,7 +236,7 @@ def _refit_expands(problem: Problem, compressed: nn.Module, layer: _Layer) -> No
     moments: list[CrossMoments | None] = [None] * len(layer.parts)
     targets = iter(layer.targets)
     expands = [part.expand for part in layer.parts]
-    for number, batch in enumerate(islice(problem.batches(), BATCHES)):
+    for number, batch in enumerate(islice(problem.batches(), layer.batches)):
         given = _inputs(problem, batch, compressed, expands, layer.shape.runs)
         for call in range(layer.shape.runs):
             rows = next(targets)
