@@ -6,6 +6,7 @@ A process of its own, so that its peak memory is that of the compression.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from hscc_edge.bundle import read_bundle
 from hscc_edge.compress import AS_PUBLISHED, compression, job, latency
 from hscc_edge.compress.allocate import parse_budget
-from hscc_edge.compress.problem import Settings
+from hscc_edge.compress.problem import Candidates, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import HsccError
 from hscc_edge.export.onnx import export_onnx
@@ -50,16 +51,24 @@ class Rows:
             except HsccError as error:
                 yield {**self.named(**entry), "refused": str(error)}
 
-    def named(self, budget: str, recovery_s: float = 0.0, refit: bool | None = None, label: str = "") -> dict[str, Any]:
+    def named(self, budget: str, recovery_s: float = 0.0, label: str = "", **_: Any) -> dict[str, Any]:
         """What a row is called."""
         return {
             "method": self.task["method"], "label": label or self.task.get("label", self.task["method"]),
             "budget": budget, "seed": self.task["seed"], "recovery_s": recovery_s,
         }  # fmt: skip
 
-    def row(self, budget: str, recovery_s: float = 0.0, refit: bool | None = None, label: str = "") -> dict[str, Any]:
-        """Compress to one budget."""
+    def row(
+        self,
+        budget: str,
+        recovery_s: float = 0.0,
+        refit: bool | None = None,
+        label: str = "",
+        structures: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """Compress to one budget; `structures` leaves the others out of what was prepared."""
         started = time.perf_counter()
+        prepared = self.prepared if structures is None else only(self.prepared, structures)
         limit = parse_budget(budget)
         table_s = 0.0
         if limit.cost == "latency":
@@ -67,10 +76,10 @@ class Rows:
             if self.table is None:
                 self.table = latency.time_candidates(self.prepared.problem, job.layerwise(self.prepared), dense, image)
                 table_s = time.perf_counter() - started
-            timed = latency.fit(job.layerwise(self.prepared), self.table, limit, dense, image)
+            timed = latency.fit(job.layerwise(prepared), self.table, limit, dense, image)
             plan, predicted = timed.plan, {"predicted_ms": timed.predicted_ms, "measured_ms": timed.measured_ms}
         else:
-            plan, predicted = self.prepared.plan(limit), {}
+            plan, predicted = prepared.plan(limit), {}
         again = self.task["method"] not in AS_PUBLISHED if refit is None else refit
         network = self.prepared.build(plan, refit=again)
         seconds = time.perf_counter() - started + self.prepare_s
@@ -79,11 +88,11 @@ class Rows:
             recovery_s = job.recover(self.prepared, network, plan, self.bundle, self.cohort, recovery_s).seconds
         name = f"{self.task['name']}-{len(list(self.out.glob(self.task['name'] + '-*.onnx')))}"
         (self.out / f"{name}.onnx").write_bytes(export_onnx(network, self.bundle.spec.input_shape))
-        structures = [layer.structure for layer in plan.layers]
+        chosen = [layer.structure for layer in plan.layers]
         return {
-            **self.named(budget, recovery_s, refit, label), **predicted, "file": name,
+            **self.named(budget, recovery_s, label), **predicted, "file": name,
             "flops_ratio": plan.dense_flops / plan.flops, "params_ratio": plan.dense_params / plan.params,
-            "structures": {item: structures.count(item) for item in sorted(set(structures))},
+            "structures": {item: chosen.count(item) for item in sorted(set(chosen))},
             "compress_s": seconds, "prepare_s": self.prepare_s, "table_s": table_s,
             "predicted_loss": plan.loss,
             "peak_rss_mib": peak,
@@ -93,6 +102,16 @@ class Rows:
         """The dense graph, and an image."""
         image = compression.first_image(self.prepared.problem.batches)["image"][0].numpy()
         return self.bundle.path("models/model.onnx").read_bytes(), image
+
+
+def only(prepared: compression.Prepared, structures: list[str]) -> compression.Prepared:
+    """The same with dense layers and these structures alone."""
+    proposal = job.layerwise(prepared)
+    left = {
+        name: Candidates(tuple(item for item in entry.options if item.structure in ("dense", *structures)), entry.build)
+        for name, entry in proposal.candidates.items()
+    }
+    return dataclasses.replace(prepared, proposal=dataclasses.replace(proposal, candidates=left))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def make(out: Path, cohort_path: Path, dense_path: Path, images: Any, rounds: in
     table = {**head, "rows": [*made, *(row for row in rows if "file" not in row)], "seeds": over_seeds(made)}
     durable.write_json(out / "table.json", table)
     durable.write_text(out / "table.md", markdown(table))
+    durable.write_text(out / "table-short.md", short(table))
+    durable.write_text(out / "table-parts.md", parts(table))
     return table
 
 
@@ -151,6 +153,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+FRONT = ("hscc", "hscc + distillation", "paper", "data-svd", "tucker", "alds", "pruning", "svd", "svd + refit")
 HEAD = ("method", "budget", "recovery s", "accuracy % (SE)", "difference, points (95 %, paired)", "macro-F1 (SE)",
         "KL (SE)", "FLOPs", "parameters", "speed-up (95 %)", "compress s", "peak MiB")  # fmt: skip
 
@@ -176,6 +179,45 @@ def markdown(table: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+SHORT = (0, 1, 3, 4, 6, 7, 8, 9)
+
+
+def short(table: Mapping[str, Any]) -> str:
+    """For the README: every method at the middle budgets, without times to compress and memory."""
+    rows = [row for row in table["rows"] if "file" in row and row["seed"] == 0 and row["label"] in FRONT
+            and row["budget"] in ("flops=6x", "flops=18x", "latency=6x", "latency=10x")]  # fmt: skip
+    rows.sort(key=lambda row: row["method"] != "hscc")
+    lines = [[HEAD[index] for index in SHORT], ["---"] * len(SHORT)]
+    lines += [[line(row).strip("| ").split(" | ")[index] for index in SHORT] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def parts(table: Mapping[str, Any]) -> str:
+    """What each part brings: one line a label, both currencies at 6x side by side."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for row in table["rows"]:
+        named = row["method"] in ("hscc", "data-svd") and not row["recovery_s"] and row["seed"] == 0
+        if named and row["budget"] in ("flops=6x", "latency=6x"):
+            found[row["label"]][row["budget"]] = row
+    lines = [
+        "| what may be used | 6x fewer FLOPs: KL (SE) | 6x fewer ms: KL (SE) | measured speed-up |",
+        "|---" * 4 + "|",
+    ]
+    for label, rows in found.items():
+        cells = [divergence(rows.get(budget)) for budget in ("flops=6x", "latency=6x")]
+        timed = rows.get("latency=6x", {})
+        faster = f"{timed['speedup']:.2f}x" if "speedup" in timed else "-"
+        lines.append(f"| {label} | {' | '.join(cells)} | {faster} |")
+    return "\n".join(lines) + "\n"
+
+
+def divergence(row: Mapping[str, Any] | None) -> str:
+    """A row's KL with its standard error."""
+    if row is None:
+        return "-"
+    return f"{row['kl']:.4f} ({row['kl_se']:.4f})" if "kl" in row else "out of reach"
+
+
 def seed_line(entry: Mapping[str, Any]) -> str:
     """One row over seeds in Markdown."""
     accuracy = f"{100 * entry['accuracy']:.2f} ({100 * entry['accuracy_seed_se']:.2f})"
@@ -185,10 +227,11 @@ def seed_line(entry: Mapping[str, Any]) -> str:
 
 def line(row: Mapping[str, Any]) -> str:
     """One row in Markdown."""
+    label = f"{row['label']}, seed {row['seed']}" if row["seed"] else row["label"]
     if "file" not in row:
         return f"| {row['label']} | {row['budget']} | refused: {row['refused']} |" + " |" * 9
     cells = (
-        row["label"], row["budget"], f"{row['recovery_s']:.0f}",
+        label, row["budget"], f"{row['recovery_s']:.0f}",
         f"{100 * row['accuracy']:.1f} ({100 * row['accuracy_se']:.1f})",
         f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f} to {100 * row['difference_high']:+.1f})",
         f"{row['macro_f1']:.3f} ({row['macro_f1_se']:.3f})", f"{row['kl']:.4f} ({row['kl_se']:.4f})",
