@@ -1,4 +1,4 @@
-"""The path of someone who has an ONNX file and nothing else: a VGG16 as Keras exports it, in and out as a drop-in.
+"""The path of someone who has an ONNX file and nothing else: a VGG16 in the style of a Keras export, in and out.
 
     python benchmarks/onnx_only.py --data DIR --out results
 
