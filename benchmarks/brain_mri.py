@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 
 from hscc_edge.cli.demo import Steps
+from hscc_edge.cli.output import Output
 from hscc_edge.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "calibration" / "recipes"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with what every benchmark on these pictures needs."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
+    found.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
+    found.add_argument("--out", type=Path, required=True, help="directory for what is made and measured")
+    found.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    return found
+
+
+def prepare(data: Path, cache: Path, network: str = "alexnet") -> tuple[Path, Path]:
+    """The cohort, and the trained and exported bundle."""
+    steps = Steps(Output())
+    cohort = prepare_cohort(steps, data, cache)
+    return cohort, prepare_dense(steps, cohort, cache, network)
 
 
 def prepare_cohort(steps: Steps, data: Path, cache: Path) -> Path:

@@ -12,7 +12,6 @@ come from the train split. Ends in OUT/table.json, table.md and front.svg. A tas
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +24,6 @@ import numpy as np
 
 from hscc_edge import durable
 from hscc_edge.bundle import read_bundle
-from hscc_edge.cli.demo import Steps
-from hscc_edge.cli.output import Output
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
@@ -52,9 +49,7 @@ ABLATION: dict[str, list[str]] = {
 def main() -> None:
     """Run the tasks that are not done, then make the table."""
     arguments = parse()
-    steps = Steps(Output())
-    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
-    dense = brain_mri.prepare_dense(steps, cohort, arguments.cache, arguments.network)
+    cohort, dense = brain_mri.prepare(arguments.data, arguments.cache, arguments.network)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for task in PARTS[arguments.part]():
         run_task(task, cohort, dense, arguments.out)
@@ -65,11 +60,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
-    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
-    parser.add_argument("--out", type=Path, required=True, help="directory for networks and the table")
-    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser = brain_mri.parser(__doc__)
     parser.add_argument("--network", default="alexnet", help="a recipe calibration/recipes/brain-mri-NETWORK.toml")
     parser.add_argument("--part", choices=tuple(PARTS), default="all")
     parser.add_argument("--rounds", type=int, default=60, help="timed rounds of all networks")

@@ -9,7 +9,6 @@ A case that is done is not done again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -26,8 +25,6 @@ import torch
 
 from hscc_edge import durable
 from hscc_edge.bundle import WEIGHTS, read_bundle, write_bundle
-from hscc_edge.cli.demo import Steps
-from hscc_edge.cli.output import Output
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.model.load import fresh_network, weights_of
 from hscc_edge.validate.evidence import machine_facts
@@ -61,15 +58,9 @@ CASES = (
 
 def main() -> None:
     """Run the cases that are not done, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
-    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the bundles and the table")
-    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser = brain_mri.parser(__doc__)
     arguments = parser.parse_args()
-    steps = Steps(Output())
-    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
-    trained = brain_mri.prepare_dense(steps, cohort, arguments.cache)
+    cohort, trained = brain_mri.prepare(arguments.data, arguments.cache)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = [run(case, trained, cohort, arguments.out) for case in CASES]
     table = {**machine_facts(), "torch": torch.__version__, "rows": rows}
@@ -83,18 +74,12 @@ def run(case: Case, trained: Path, cohort: Path, out: Path) -> dict[str, Any]:
     if path.is_file():
         return dict(json.loads(path.read_text()))
     dense = fresh_bundle(case, trained, out / f"{case.name}-dense") if case.network else trained
+    words = ("compress", dense, "--cohort", cohort, "--budget", "flops=3x", "--images", case.images)
     command = [
         sys.executable,
         "-m",
         "hscc_edge",
-        "compress",
-        str(dense),
-        "--cohort",
-        str(cohort),
-        "--budget",
-        "flops=3x",
-        "--images",
-        str(case.images),
+        *map(str, words),
         "--out",
         str(out / case.name),
         "--overwrite",
@@ -159,7 +144,7 @@ def markdown(table: dict[str, Any]) -> str:
             f"{row['widest']} | {row['dense_gflops']:.2f} | {row['wall_s']:.0f} | {row['cpu_s']:.0f} | "
             f"{row['peak_rss_mib']:.0f} |"
         )
-    lines += ["", *(text for grows, key in GROWTH.items() if (text := growth(table["rows"], grows, key)))]
+    lines += ["", *(growth(table["rows"], grows, key) for grows, key in GROWTH.items())]
     return "\n".join(lines) + "\n"
 
 

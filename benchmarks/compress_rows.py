@@ -17,7 +17,7 @@ from typing import Any
 from hscc_edge.bundle import read_bundle
 from hscc_edge.compress import AS_PUBLISHED, compression, job, latency
 from hscc_edge.compress.allocate import parse_budget
-from hscc_edge.compress.problem import Candidates, Settings
+from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import HsccError
 from hscc_edge.export.onnx import export_onnx
@@ -68,7 +68,9 @@ class Rows:
     ) -> dict[str, Any]:
         """Compress to one budget; `structures` leaves the others out of what was prepared."""
         started = time.perf_counter()
-        prepared = self.prepared if structures is None else only(self.prepared, structures)
+        prepared = self.prepared
+        if structures is not None:
+            prepared = dataclasses.replace(prepared, proposal=only(job.layerwise(prepared), structures))
         limit = parse_budget(budget)
         table_s = 0.0
         if limit.cost == "latency":
@@ -104,14 +106,13 @@ class Rows:
         return self.bundle.path("models/model.onnx").read_bytes(), image
 
 
-def only(prepared: compression.Prepared, structures: list[str]) -> compression.Prepared:
+def only(proposal: LayerwiseProposal, structures: list[str]) -> LayerwiseProposal:
     """The same with dense layers and these structures alone."""
-    proposal = job.layerwise(prepared)
     left = {
         name: Candidates(tuple(item for item in entry.options if item.structure in ("dense", *structures)), entry.build)
         for name, entry in proposal.candidates.items()
     }
-    return dataclasses.replace(prepared, proposal=dataclasses.replace(proposal, candidates=left))
+    return dataclasses.replace(proposal, candidates=left)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ test split from the same feeds, and are timed in turn on one thread. Ends in OUT
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from hscc_edge.bundle import Bundle, read_bundle
 from hscc_edge.cli.demo import Steps
 from hscc_edge.cli.output import Output
 from hscc_edge.data.cohort import read_cohort
+from hscc_edge.model.head import Head, kl, parse_head
 from hscc_edge.validate.evidence import machine_facts
 from hscc_edge.validate.latency import race
 
@@ -36,18 +35,13 @@ INPUT, OUTPUT = "input_1", "predictions"
 
 def main() -> None:
     """Make the file, run the commands, measure both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
-    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the files and the result")
-    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser = brain_mri.parser(__doc__)
     parser.add_argument("--network", default="vgg16", help="a recipe calibration/recipes/brain-mri-NETWORK.toml")
     parser.add_argument("--ratio", type=float, default=3.0, help="how many times fewer milliseconds")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing both files in turn")
     arguments = parser.parse_args()
-    steps = Steps(Output())
-    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
-    trained = read_bundle(brain_mri.prepare_dense(steps, cohort, arguments.cache, arguments.network))
+    cohort, dense = brain_mri.prepare(arguments.data, arguments.cache, arguments.network)
+    trained, steps = read_bundle(dense), Steps(Output())
     out = arguments.out / f"onnx-only-{arguments.network}"
     out.mkdir(parents=True, exist_ok=True)
     model, recipe, dropin = out / "model.onnx", out / "site.toml", out / "small.onnx"
@@ -63,7 +57,7 @@ def main() -> None:
     labels = [trained.spec.labels.index(item.label) for item in read_cohort(cohort).select("test").instances]
     durable.write_json(out / "onnx-only.json", {
         **machine_facts(), "network": arguments.network, "budget": budget, "test_images": len(images),
-        **measured(model, dropin, images, np.array(labels), arguments.seconds),
+        **measured(model, dropin, images, np.array(labels), parse_head(trained.spec.head), arguments.seconds),
     })  # fmt: skip
 
 
@@ -104,7 +98,7 @@ class File:
         return self.session.run([OUTPUT], feed)[0]
 
 
-def measured(model: Path, dropin: Path, images: Any, labels: Any, seconds: float) -> dict[str, Any]:
+def measured(model: Path, dropin: Path, images: Any, labels: Any, head: Head, seconds: float) -> dict[str, Any]:
     """Accuracy, KL, bytes, and milliseconds at batch 1 in turn."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -116,7 +110,7 @@ def measured(model: Path, dropin: Path, images: Any, labels: Any, seconds: float
         np.concatenate([file.infer(image[None]) for image in images]).astype(np.float64) for file in (dense, small)
     )
     floor = np.finfo(np.float32).tiny
-    divergence = (before * np.log(np.maximum(before, floor) / np.maximum(after, floor))).sum(1)
+    divergence = kl(head, *(np.log(np.maximum(answers, floor)) for answers in (before, after)))
     timed = race(dense, small, list(images[:8]), seconds)
     return {
         "dense_accuracy": float((before.argmax(1) == labels).mean()),

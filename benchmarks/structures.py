@@ -10,23 +10,19 @@ OUT/structures-NETWORK.json and .md.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import brain_mri
 from compress import ALL
+from compress_rows import only
 
 from hscc_edge import durable
 from hscc_edge.bundle import read_bundle
-from hscc_edge.cli.demo import Steps
-from hscc_edge.cli.output import Output
 from hscc_edge.compress import compression, job, latency
 from hscc_edge.compress.allocate import Budget, Option
-from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Settings
+from hscc_edge.compress.problem import LayerwiseProposal, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import BudgetError
 from hscc_edge.model.plan import Plan
@@ -37,17 +33,11 @@ WORDS = {"flops": "FLOPs", "latency": "milliseconds"}
 
 def main() -> None:
     """Prepare once, time the candidates once, then plan with and without each structure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge"
-    parser.add_argument("--data", type=Path, required=True, help="directory with training.tar and testing.tar")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the page")
-    parser.add_argument("--cache", type=Path, default=home / "brain-mri", help="keeps the cohort and trained bundles")
+    parser = brain_mri.parser(__doc__)
     parser.add_argument("--network", default="alexnet", help="a recipe calibration/recipes/brain-mri-NETWORK.toml")
     parser.add_argument("--ratio", type=float, default=6.0, help="how many times cheaper")
     arguments = parser.parse_args()
-    steps = Steps(Output())
-    cohort = brain_mri.prepare_cohort(steps, arguments.data, arguments.cache)
-    dense = brain_mri.prepare_dense(steps, cohort, arguments.cache, arguments.network)
+    cohort, dense = brain_mri.prepare(arguments.data, arguments.cache, arguments.network)
     proposal = timed(dense, cohort)
     found = {currency: judged(proposal, Budget(currency, arguments.ratio, "x")) for currency in WORDS}
     table = {**machine_facts(), "network": arguments.network, "ratio": arguments.ratio, "currencies": found}
@@ -94,12 +84,8 @@ def costs(options: tuple[Option, ...], loss: float, cost: str) -> dict[str, floa
 
 def without(proposal: LayerwiseProposal, budget: Budget, name: str, plan: Plan) -> float | None:
     """The predicted loss with one structure taken away over that with all; None if the budget is then out of reach."""
-    left = {
-        layer: Candidates(tuple(option for option in entry.options if option.structure != name), entry.build)
-        for layer, entry in proposal.candidates.items()
-    }
     try:
-        return dataclasses.replace(proposal, candidates=left).plan(budget).loss / plan.loss
+        return only(proposal, [other for other in ALL if other != name]).plan(budget).loss / plan.loss
     except BudgetError:
         return None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from hscc_edge.compress import factors
-from hscc_edge.compress.allocate import Budget, Option, efficient
+from hscc_edge.compress.allocate import Budget, Option, check_reach, efficient
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.global_svd import Svd, leading_svd
 from hscc_edge.compress.problem import (
@@ -23,12 +23,11 @@ from hscc_edge.compress.problem import (
     Problem,
     aligned_ranks,
     dense_option,
-    layer_plan,
     pair_option,
 )
-from hscc_edge.errors import BudgetError, ModelError, extra
+from hscc_edge.errors import extra
 from hscc_edge.model.layers import factorised
-from hscc_edge.model.plan import LayerPlan, Plan
+from hscc_edge.model.plan import LayerPlan
 
 with extra("workstation"):
     import torch
@@ -41,38 +40,12 @@ LARGEST_GROUPS = 8
 class MinimaxProposal(LayerwiseProposal):
     """Options for each layer, planned so that the largest error of any layer is least."""
 
-    def plan(self, budget: Budget) -> Plan:
-        """See `Proposal`. What is left of the budget goes to the layers of the largest error.
-
-        Raises:
-            BudgetError: if the budget cannot be met.
-            ModelError: if it is a latency and nothing was timed.
-        """
-        shapes = [shape for shape in self.shapes if shape.name in self.candidates]
-        options = [self.candidates[shape.name].options for shape in shapes]
-        dense = [layer[0] for layer in options]
-        fixed, whole = self._fixed(budget.cost), sum(option.cost(budget.cost) for option in dense)
-        if math.isnan(fixed + whole):
-            raise ModelError(f"the budget {budget} needs timed candidates: time them first, or give flops, as flops=6x")
+    def _choose(self, options: Sequence[Sequence[Option]], fixed: float, budget: Budget, dense: float) -> list[Option]:
+        """What is left of the budget goes to the layers of the largest error."""
+        room = budget.ceiling(dense) - fixed
+        check_reach(options, fixed, budget, dense)
         frontiers = [efficient(layer, budget.cost) for layer in options]
-        cheapest = fixed + sum(layer[0].cost(budget.cost) for layer in frontiers)
-        room = budget.ceiling(fixed + whole) - fixed
-        if cheapest - fixed > room:
-            raise BudgetError(
-                f"the budget {budget} is out of reach: the most that this network and method can give is "
-                f"{budget.written(cheapest, fixed + whole)}; ask for that or less, or train a smaller network"
-            )
-        chosen = _fill(frontiers, _minimax(frontiers, budget.cost, room), budget.cost, room)
-        found = {shape.name: pair for shape, *pair in zip(shapes, chosen, dense, strict=True)}
-        kept = [found.get(shape.name) or [dense_option(shape)] * 2 for shape in self.shapes]
-        layers = [layer_plan(shape, *pair) for shape, pair in zip(self.shapes, kept, strict=True)]
-        return Plan(self.method, str(budget), tuple(layers))
-
-    def _fixed(self, cost: str) -> float:
-        """The cost of what cannot be changed."""
-        if cost == "latency":
-            return self.fixed_latency_ms
-        return sum(dense_option(shape).cost(cost) for shape in self.shapes if shape.name not in self.candidates)
+        return _fill(frontiers, _minimax(frontiers, budget.cost, room), budget.cost, room)
 
 
 def candidates(problem: Problem) -> MinimaxProposal:
@@ -134,11 +107,7 @@ def _option(shape: LayerShape, groups: int, rank: int, loss: float) -> Option:
     return Option("channel-groups", (rank,) * groups, (), flops, params, loss)
 
 
-def _build(
-    dense: nn.Module,
-    pieces: Callable[[int], list[Svd]],
-    plan: LayerPlan,
-) -> nn.Module:
+def _build(dense: nn.Module, pieces: Callable[[int], list[Svd]], plan: LayerPlan) -> nn.Module:
     module = factorised(dense, plan)
     _, bias = factors.matrix_of(dense)
     reduces, expands = [], []

@@ -107,16 +107,21 @@ def allocate(options: Sequence[Sequence[Option]], fixed: float, budget: Budget, 
     Raises:
         BudgetError: if even the cheapest options are above the budget.
     """
+    check_reach(options, fixed, budget, dense)
     ceiling = budget.ceiling(dense)
+    frontier = [efficient(layer, budget.cost) for layer in options]
+    chosen = _bisect(frontier, budget, ceiling - fixed)
+    return _fill(frontier, chosen, budget, ceiling - fixed)
+
+
+def check_reach(options: Sequence[Sequence[Option]], fixed: float, budget: Budget, dense: float) -> None:
+    """Raise BudgetError if even the cheapest options are above the budget."""
     cheapest = fixed + sum(min(_cost(option, budget) for option in layer) for layer in options)
-    if cheapest > ceiling:
+    if cheapest > budget.ceiling(dense):
         raise BudgetError(
             f"the budget {budget} is out of reach: the most that this network and method can give is "
             f"{budget.written(cheapest, dense)}; ask for that or less, or train a smaller network"
         )
-    frontier = [efficient(layer, budget.cost) for layer in options]
-    chosen = _bisect(frontier, budget, ceiling - fixed)
-    return _fill(frontier, chosen, budget, ceiling - fixed)
 
 
 def efficient(options: Sequence[Option], cost: str) -> list[Option]:

@@ -2,8 +2,8 @@
 
 Which channels go together is its dependency graph (Fang et al. 2023, arXiv 2301.12900), and what each is worth is its
 group Hessian: w^2 h summed over the weights that go with a channel, with h the diagonal of the true Fisher (no label is
-read). One threshold for the whole network meets the budget; what is left of a
-layer's channels is a multiple of the alignment, and never nothing. For convolutional networks: attention is refused.
+read). One threshold for the whole network meets the budget; what is left of a layer's channels is a multiple of the
+alignment, and never nothing. For convolutional networks: attention is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from hscc_edge.compress.allocate import Budget, Option
 from hscc_edge.compress.cost import LayerShape, layer_shapes
 from hscc_edge.compress.problem import Batch, Problem, dense_option, layer_plan
-from hscc_edge.compress.statistics import fisher_probe
+from hscc_edge.compress.statistics import probe
 from hscc_edge.errors import BudgetError, CohortError, ModelError, extra
 from hscc_edge.model.convolution import CONVOLUTIONS
 from hscc_edge.model.layers import NORMS
@@ -225,11 +225,8 @@ def _fill_fisher(problem: Problem, network: nn.Module) -> None:
     squares = {parameter: torch.zeros_like(parameter) for parameter in network.parameters()}
     images = 0
     for number, batch in enumerate(problem.batches()):
-        generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
         network.zero_grad()
-        logits = problem.call(network, batch)
-        losses = [fisher_probe(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        probe(problem, problem.call(network, batch), number)
         size = len(next(iter(batch.values())))
         images += size
         for parameter, total in squares.items():

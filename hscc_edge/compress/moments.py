@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hscc_edge.errors import extra
@@ -41,23 +40,8 @@ def empty_moments(size: int) -> Moments:
     return Moments(0, torch.zeros(size, dtype=wide), zeros, zeros.clone())
 
 
-def merge(first: Moments, second: Moments) -> Moments:
-    """The moments of both together (Chan, Golub and LeVeque 1979: no cancellation)."""
-    count = first.count + second.count
-    if count == 0:
-        return first
-    step = second.mean - first.mean
-    shift = torch.outer(step, step) * (first.count * second.count / count)
-    return Moments(
-        count,
-        first.mean + step * (second.count / count),
-        first.scatter + second.scatter + shift,
-        first.gradients + second.gradients,
-    )
-
-
-def merge_all(parts: Sequence[Moments]) -> Moments:
-    """The moments of all together, as `merge` one by one, with two matrices allocated instead of many."""
+def merge(*parts: Moments) -> Moments:
+    """The moments of all together, about their one mean (Chan, Golub and LeVeque 1979: no cancellation)."""
     counts = torch.tensor([part.count for part in parts], dtype=torch.float64)
     count = int(counts.sum())
     if count == 0:

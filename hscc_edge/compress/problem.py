@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -156,11 +156,15 @@ class LayerwiseProposal:
         options = [self.candidates[name].options for name in names]
         dense = fixed + sum(layer[0].cost(budget.cost) for layer in options)
         if math.isnan(dense):
-            raise ModelError(f"the budget {budget} needs timed candidates: time them first")
-        chosen = dict(zip(names, allocate(options, fixed, budget, dense), strict=True))
+            raise ModelError(f"the budget {budget} needs timed candidates: time them first, or give flops, as flops=6x")
+        chosen = dict(zip(names, self._choose(options, fixed, budget, dense), strict=True))
         return Plan(
             self.method, str(budget), tuple(self._layer(shape, chosen.get(shape.name)) for shape in self.shapes)
         )
+
+    def _choose(self, options: Sequence[Sequence[Option]], fixed: float, budget: Budget, dense: float) -> list[Option]:
+        """One option a layer, of least loss in all."""
+        return allocate(options, fixed, budget, dense)
 
     def _layer(self, shape: LayerShape, option: Option | None) -> LayerPlan:
         dense = self.candidates[shape.name].options[0] if shape.name in self.candidates else dense_option(shape)

@@ -9,7 +9,7 @@ from hscc_edge.compress import factors
 from hscc_edge.compress.allocate import Option
 from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.features import Features, InputMoments
-from hscc_edge.compress.moments import Moments, merge_all
+from hscc_edge.compress.moments import Moments, merge
 from hscc_edge.compress.problem import Settings
 from hscc_edge.compress.regions import inside
 from hscc_edge.compress.spectrum import (
@@ -84,7 +84,7 @@ class Solved:
         """The moments of a union of cells; the last one is kept, since a search for splits asks for very many."""
         if self._last is None or self._last[0] != box:
             cells = [self.statistics.cells[index] for index in inside(box, self.statistics.boxes)]
-            self._last = (box, merge_all(cells))
+            self._last = (box, merge(*cells))
         return self._last[1]
 
     def spectrum(self, box: Box) -> Spectrum:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from hscc_edge.compress.moments import Moments, merge_all
+from hscc_edge.compress.moments import Moments, merge
 from hscc_edge.compress.statistics import LayerStatistics, Samples
 from hscc_edge.errors import extra
 
@@ -131,7 +131,7 @@ def _shares(found: Spectrum) -> Spectrum:
 
 def total_moments(statistics: LayerStatistics) -> Moments:
     """The moments of the whole map, about its one mean."""
-    return merge_all(statistics.cells)
+    return merge(*statistics.cells)
 
 
 def sample_spectrum(samples: Samples, damping: float = DAMPING, two_sided: bool = True) -> Spectrum:

@@ -160,8 +160,7 @@ def _check_finite(found: Mapping[str, LayerStatistics]) -> None:
 
 
 def _pass(problem: Problem, batch: Batch, number: int, found: Mapping[str, LayerStatistics]) -> None:
-    """One forward and backward pass; signs depend on the seed and the batch's number alone, so that shards agree."""
-    generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
+    """One forward and backward pass."""
     logits = problem.call(problem.network, batch)
     if len(logits) != len(problem.heads):
         raise ModelError(
@@ -169,6 +168,12 @@ def _pass(problem: Problem, batch: Batch, number: int, found: Mapping[str, Layer
         )
     if not all(bool(torch.isfinite(values).all()) for values in logits):
         _check_finite(found)
+    probe(problem, logits, number)
+
+
+def probe(problem: Problem, logits: Sequence[torch.Tensor], number: int) -> None:
+    """Go back from the logits of each head; signs depend on the seed and the batch's number, so that shards agree."""
+    generator = torch.Generator().manual_seed(problem.settings.seed * 1_000_003 + number)
     losses = [fisher_probe(*pair, generator) for pair in zip(logits, problem.heads, strict=True)]
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

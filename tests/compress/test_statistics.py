@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_edge.compress.cost import layer_shapes
-from hscc_edge.compress.moments import empty_moments, merge, merge_all, moments_of
+from hscc_edge.compress.moments import empty_moments, merge, moments_of
 from hscc_edge.compress.problem import Problem, Settings
 from hscc_edge.compress.statistics import collect, fisher_probe
 from hscc_edge.errors import CohortError, ModelError
@@ -33,7 +33,7 @@ def test_shards_in_any_order_agree(sizes, seed, shuffle):
         part.gradients = torch.eye(5, dtype=torch.float64)
         parts.append(part)
         total = merge(total, part)
-    at_once = merge_all([empty_moments(5), *parts])
+    at_once = merge(empty_moments(5), *parts)
     assert at_once.count == total.count and torch.equal(at_once.gradients, total.gradients)
     assert torch.allclose(at_once.mean, total.mean, rtol=1e-12)
     assert torch.allclose(at_once.scatter, total.scatter, rtol=1e-10, atol=1e-8)
