@@ -52,7 +52,7 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one, never a part."""
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(draft, 0o644)
+            os.chmod(draft, mode)
             os.replace(draft, path)
         except BaseException:
             Path(draft).unlink(missing_ok=True)

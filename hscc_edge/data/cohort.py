@@ -1,10 +1,12 @@
-"""A cohort: a directory of DICOM files with a table of labels and splits.
+"""A cohort: a table of labels and splits over DICOM files, which may stand anywhere.
 
-    cohort.toml     name, unit, classes, source, coded findings
-    instances.csv   one row a file: file, patient, study, series, sop, label, split, digest
-    dicom/          the files
+    cohort.toml     name, unit, classes, where the files and labels come from, inclusion rules, coded findings
+    instances.csv   one row a file, or a frame of one: see `Instance`
+    cohort.lock     digest of all, once it is locked (`data/lock.py`)
+    cohort.key      key of the pseudonyms, mode 0600; cohorts of made or public pictures have none
+    dicom/          the files, where the product made them itself
 
-The table holds identifiers as the files do, and is as confidential as they are.
+The table names files and holds UIDs: it is as confidential as the files are.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from hscc_edge import durable
-from hscc_edge.data.dicom import read_image
+from hscc_edge.data.dicom import Image, read_image
 from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.errors import CohortError
@@ -40,7 +42,16 @@ UNITS = ("image", "series", "study")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One file of a cohort; `digest` is the sha256 of the file."""
+    """One file of a cohort, or one frame of it; what follows `digest` is "" where it is not known.
+
+    Attributes:
+        file: path below the cohort's `files`.
+        patient: pseudonym of the patient, or the made-up identifier of a synthetic one.
+        digest: sha256 of the file.
+        frame: number of the frame from 0, "" for a file that is read as a whole.
+        age_band: as in `data/facts.py`; never a date of birth.
+        slice_position_mm: along the normal of the slice (PS3.3 C.7.6.2).
+    """
 
     file: str
     patient: str = field(repr=False)
@@ -50,6 +61,20 @@ class Instance:
     label: str
     split: str
     digest: str
+    frame: str = ""
+    site: str = ""
+    scanner: str = ""
+    sex: str = ""
+    age_band: str = ""
+    field_strength_t: str = ""
+    modality: str = ""
+    body_part: str = ""
+    orientation: str = ""
+    slice_position_mm: str = ""
+    contrast: str = ""
+    transfer_syntax: str = ""
+    rows: str = ""
+    columns: str = ""
 
 
 COLUMNS = tuple(item.name for item in dataclasses.fields(Instance))
@@ -63,6 +88,9 @@ class Cohort:
         unit: what one label is about: image, series or study.
         classes: label names, in the order of a classifier's outputs.
         codes: class -> coded triplet (value, scheme, meaning).
+        files: directory that the files' paths start from.
+        secret: key of the pseudonyms; where it is empty, one derived from name and classes, which hides nothing that
+            is worth hiding.
     """
 
     root: Path
@@ -72,17 +100,22 @@ class Cohort:
     source: str
     codes: Mapping[str, Mapping[str, str]]
     instances: tuple[Instance, ...] = field(repr=False)
+    files: Path = Path(".")
+    secret: bytes = field(default=b"", repr=False)
 
     @property
     def digest(self) -> str:
         """sha256 over classes and, in order of file name, every file's digest, label and split."""
-        lines = sorted(f"{item.file} {item.digest} {item.label} {item.split}" for item in self.instances)
+        lines = sorted(
+            f"{item.file}{item.frame and f'#{item.frame}'} {item.digest} {item.label} {item.split}"
+            for item in self.instances
+        )
         return hashlib.sha256("\n".join([*self.classes, *lines]).encode()).hexdigest()
 
     @property
     def key(self) -> bytes:
         """Key of the pseudonyms that reports use for this cohort's cases."""
-        return hashlib.sha256("\n".join([self.name, *self.classes]).encode()).digest()
+        return self.secret or hashlib.sha256("\n".join([self.name, *self.classes]).encode()).digest()
 
     def select(self, split: str) -> Cohort:
         """The part of one split.
@@ -102,7 +135,15 @@ class Cohort:
 
     def path(self, instance: Instance) -> Path:
         """The instance's file."""
-        return self.root / instance.file
+        return self.root / self.files / instance.file
+
+    def read(self, instance: Instance) -> Image:
+        """Decode the instance's file or frame.
+
+        Raises:
+            DicomError: if it cannot be read.
+        """
+        return read_image(self.path(instance))
 
     def cases(self, unit: str | None = None) -> dict[str, tuple[Instance, ...]]:
         """UID of the unit -> its instances ordered by SOP Instance UID."""
@@ -118,13 +159,14 @@ class Cohort:
 
 
 def write_cohort(root: Path, cohort: Cohort, facts: Mapping[str, Any] | None = None) -> None:
-    """Write cohort.toml and instances.csv into `root`, which holds the files already."""
+    """Write cohort.toml, instances.csv and the key, if there is one, into `root`; `facts` say how it came about."""
     head = {
         "name": cohort.name,
         "unit": cohort.unit,
         "source": cohort.source,
         "classes": list(cohort.classes),
         "digest": cohort.digest,
+        "files": str(cohort.files),
         "facts": dict(facts or {}),
         "codes": {label: dict(code) for label, code in cohort.codes.items()},
     }
@@ -134,6 +176,8 @@ def write_cohort(root: Path, cohort: Cohort, facts: Mapping[str, Any] | None = N
     writer.writerows(dataclasses.asdict(item) for item in cohort.instances)
     durable.write_text(root / "instances.csv", table.getvalue())
     durable.write_text(root / "cohort.toml", tomli_w.dumps(head))
+    if cohort.secret:
+        durable.write_bytes(root / "cohort.key", cohort.secret, mode=0o600)
 
 
 def read_cohort(root: Path) -> Cohort:
@@ -151,7 +195,15 @@ def read_cohort(root: Path) -> Cohort:
         with (root / "instances.csv").open(newline="", encoding="utf-8") as file:
             instances = tuple(Instance(**row) for row in csv.DictReader(file))
         cohort = Cohort(
-            root, head["name"], head["unit"], tuple(head["classes"]), head["source"], head.get("codes", {}), instances
+            root=root,
+            name=head["name"],
+            unit=head["unit"],
+            classes=tuple(head["classes"]),
+            source=head["source"],
+            codes=head.get("codes", {}),
+            instances=instances,
+            files=Path(head.get("files", ".")),
+            secret=key.read_bytes() if (key := root / "cohort.key").is_file() else b"",
         )
     except FileNotFoundError as error:
         raise CohortError(f"the cohort {root} has no instances.csv: make the cohort again") from error
@@ -173,13 +225,13 @@ def _check(cohort: Cohort) -> None:
                 f"{list(cohort.classes)} and one of {', '.join(SPLITS)}"
             )
         if Path(item.file).is_absolute() or ".." in Path(item.file).parts:
-            raise CohortError(f"instances.csv of {cohort.root} names a file outside it: mend that row")
+            raise CohortError(f"instances.csv of {cohort.root} names a file outside {cohort.files}: mend that row")
 
 
 def stream(cohort: Cohort, preprocess: Preprocess) -> Iterator[tuple[Instance, NDArray[np.float32]]]:
     """Each instance with its preprocessed image (C, H, W), one at a time."""
     for item in cohort.instances:
-        yield item, preprocess(read_image(cohort.path(item)))
+        yield item, preprocess(cohort.read(item))
 
 
 def split_of(patients: Sequence[str], labels: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
