@@ -13,13 +13,14 @@ from typing import Any
 from hscc_edge.bundle import WEIGHTS, Bundle, carried, write_bundle
 from hscc_edge.compress import METHODS
 from hscc_edge.compress.allocate import Budget
+from hscc_edge.compress.calibration import KINDS, features_of
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.compress.problem import Batches, Call, Problem, Progress, Proposal, Settings, call_image
 from hscc_edge.compress.refit import refit as refit_layers
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.data.subset import choose
+from hscc_edge.data.subset import BLIND, choose, refuse_overlap
 from hscc_edge.errors import CohortError, InputError, ModelError, extra
 from hscc_edge.model.fold import Pair, find_pairs, fold
 from hscc_edge.model.head import Head, parse_head
@@ -151,24 +152,57 @@ def prepare_bundle(
     check_method(method)
     if bundle.spec.plan is not None:
         raise ModelError(f"the bundle {bundle.root} is compressed already: give the dense bundle it was made from")
-    if calibration.classes != bundle.spec.labels:
-        raise CohortError(
-            f"the cohort's classes {calibration.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
-        )
+    check_classes(bundle, calibration)
     heads = (parse_head(bundle.spec.head),)
     batches = batches_of(bundle, calibration)
     return prepare(method, load_network(bundle), heads, batches, settings, progress=progress, cache=cache)
 
 
-def calibration_of(cohort: Cohort, images: int, seed: int) -> Cohort:
-    """So many images of the train split, stratified by class."""
+def check_classes(bundle: Bundle, cohort: Cohort) -> None:
+    """Raise CohortError unless the cohort's classes are the bundle's."""
+    if cohort.classes != bundle.spec.labels:
+        raise CohortError(
+            f"the cohort's classes {cohort.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
+        )
+
+
+def calibration_of(
+    cohort: Cohort,
+    images: int,
+    seed: int,
+    *,
+    method: str = "random",
+    bundle: Bundle | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Cohort:
+    """So many images of the train split, stratified by class, chosen by a method of `data/subset.py`.
+
+    Args:
+        bundle: whose network's features a method other than random chooses by.
+        cache: directory that keeps those features.
+
+    Raises:
+        CohortError: if one of them, its patient or its content is in the test split too.
+    """
     train = cohort.select("train")
-    return choose(train, min(images, len(train.instances)), seed)
+    features = None
+    if method not in BLIND and bundle is not None:
+        check_classes(bundle, cohort)
+        features = getattr(features_of(bundle, train, progress, cache), KINDS.get(method, "responses"))
+    distinct = len({item.digest for item in train.instances})
+    found = choose(train, min(images, distinct), seed, method=method, features=features)
+    refuse_overlap(found, cohort)
+    return found
 
 
 def cache_key(bundle: Bundle, calibration: Cohort, settings: Settings) -> str:
-    """Names the statistics of a bundle's network on calibration images under these settings."""
-    facts = (bundle.digest, calibration.digest, settings.cells, settings.seed, "fisher_probe")
+    """Names the statistics of a bundle's network on calibration images under these settings.
+
+    The order counts: a pass that was cut off goes on after so many images.
+    """
+    order = [item.digest for item in calibration.instances]
+    facts = (bundle.digest, calibration.digest, order, settings.cells, settings.seed, "fisher_probe")
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
