@@ -28,7 +28,8 @@ from hscc_edge.compress.contract import Judge, judge_of
 from hscc_edge.compress.job import layerwise
 from hscc_edge.compress.problem import Progress
 from hscc_edge.compress.sweep_recipe import Point
-from hscc_edge.data.cohort import Cohort, split_of
+from hscc_edge.data.cohort import Cohort
+from hscc_edge.data.split import assign
 from hscc_edge.errors import CohortError, extra
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.model.load import load_network
@@ -75,7 +76,7 @@ def splits_of(cohort: Cohort) -> tuple[Cohort, Cohort, str]:
     if any(item.split == "val" for item in cohort.instances):
         return train, cohort.select("val"), "val"
     labels = {item.patient: item.label for item in train.instances}
-    parts = dict(zip(labels, split_of(list(labels), list(labels.values()), {"val": 1 / 3}, 0), strict=True))
+    parts = assign(labels, {"val": 1 / 3}, 0)
     source, aside = (
         tuple(item for item in train.instances if parts[item.patient] == name) for name in ("train", "val")
     )

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hscc_edge import durable
 from hscc_edge.data.dicom import Image, read_image
 from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.pseudonym import pseudonym
+from hscc_edge.data.split import SPLITS
 from hscc_edge.errors import CohortError
 
 if sys.version_info >= (3, 11):
@@ -36,7 +37,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SPLITS = ("train", "val", "test")
 UNITS = ("image", "series", "study")
 
 
@@ -232,23 +232,3 @@ def stream(cohort: Cohort, preprocess: Preprocess) -> Iterator[tuple[Instance, N
     """Each instance with its preprocessed image (C, H, W), one at a time."""
     for item in cohort.instances:
         yield item, preprocess(cohort.read(item))
-
-
-def split_of(patients: Sequence[str], labels: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """A split for each patient, stratified by label, the same for the same seed.
-
-    Args:
-        fractions: of val and test; the rest is train.
-    """
-    generator = np.random.default_rng(seed)
-    splits = ["train"] * len(patients)
-    for label in sorted(set(labels)):
-        members = [index for index, own in enumerate(labels) if own == label]
-        order = [members[int(i)] for i in generator.permutation(len(members))]
-        start = 0
-        for split, fraction in fractions.items():
-            stop = start + round(fraction * len(members))
-            for index in order[start:stop]:
-                splits[index] = split
-            start = stop
-    return splits

@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from hscc_edge import durable
-from hscc_edge.data.cohort import Cohort, Instance, split_of, write_cohort
+from hscc_edge.data.cohort import Cohort, Instance, write_cohort
+from hscc_edge.data.split import assign
 from hscc_edge.errors import CohortError, DicomError
 
 Progress = Callable[[int, str], None]
@@ -108,8 +109,8 @@ def _splits(pictures: list[Picture], test_fraction: float, seed: int) -> list[st
         return [picture.split or "train" for picture in pictures]
     if not 0 <= test_fraction < 1:
         raise CohortError(f"the test fraction is {test_fraction}: expected a number from 0 to below 1")
-    names = [str(index) for index in range(len(pictures))]
-    return split_of(names, [picture.label for picture in pictures], {"test": test_fraction}, seed)
+    found = assign({str(index): picture.label for index, picture in enumerate(pictures)}, {"test": test_fraction}, seed)
+    return [found[str(index)] for index in range(len(pictures))]
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:

@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from hscc_edge import durable
 from hscc_edge.data.anatomy import CLASSES, Head, draw_head, draw_slice
-from hscc_edge.data.cohort import Cohort, Instance, split_of, write_cohort
+from hscc_edge.data.cohort import Cohort, Instance, write_cohort
+from hscc_edge.data.split import assign
 from hscc_edge.errors import CohortError
 
 Progress = Callable[[int, str], None]
@@ -51,12 +52,12 @@ def write_phantom(
             "patients, 1 to 200 slices, a size from 16 to 1024"
         )
     labels = [CLASSES[index % len(CLASSES)] for index in range(patients)]
-    splits = split_of([str(index) for index in range(patients)], labels, FRACTIONS, seed)
+    splits = assign({str(index): label for index, label in enumerate(labels)}, FRACTIONS, seed)
     instances = []
     with durable.new_directory(out, replace=replace) as draft:
         (draft / "dicom").mkdir()
-        for patient, (label, split) in enumerate(zip(labels, splits, strict=True)):
-            head = draw_head(label, seed * 1_000_003 + patient)
+        for patient, label in enumerate(labels):
+            head, split = draw_head(label, seed * 1_000_003 + patient), splits[str(patient)]
             for number in range(slices):
                 instances.append(_write(draft, head, (seed, patient, number, slices), size, split))
                 if progress is not None:

@@ -7,10 +7,8 @@ import numpy as np
 import PIL.Image
 import pydicom
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hscc_edge.data.cohort import read_cohort, split_of
+from hscc_edge.data.cohort import read_cohort
 from hscc_edge.data.images import import_images
 from hscc_edge.data.leakage import check_cohort
 from hscc_edge.data.phantom import write_phantom
@@ -87,16 +85,6 @@ def test_bad_folders_are_told(tmp_path, pictures):
     with pytest.raises(DicomError, match="cannot be decoded"):
         import_images(pictures, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "pictures"]
-
-
-@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=200), st.integers(0, 9))
-def test_splits_are_stratified_and_stable(labels, seed):
-    names = [str(index) for index in range(len(labels))]
-    splits = split_of(names, labels, {"val": 0.1, "test": 0.25}, seed)
-    assert splits == split_of(names, labels, {"val": 0.1, "test": 0.25}, seed)
-    for label in set(labels):
-        members = [split for split, own in zip(splits, labels, strict=True) if own == label]
-        assert members.count("test") == round(0.25 * len(members))
 
 
 def test_the_calibration_choice_is_stratified(phantom):
