@@ -26,7 +26,7 @@ DEVICE = (
 )  # fmt: skip
 WORKSTATION = {"runtime.eager", "validate.saliency", "validate.robustness"}
 HEAVY = {"torch", "monai"}
-CORE = {"numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
+CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
 ALLOWED = {
     "serve": {"numpy", "pydicom", "pynetdicom", "highdicom", "tomli"},
     "runtime": {"numpy", "onnxruntime", "cuda"},

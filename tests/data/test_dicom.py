@@ -89,8 +89,8 @@ def test_rle_written_here_reads_back(phantom):
         ({"NumberOfFrames": 4}, "4 frames"),
         ({"Rows": 0}, "claims 0 x"),
         ({"Rows": 60000, "Columns": 60000}, "claims 60000"),
-        ({"Rows": 900}, "cannot be decoded"),
-        ({"PixelData": b"\0\0"}, "cannot be decoded"),
+        ({"Rows": 900}, "do not fit its header"),
+        ({"PixelData": b"\0\0"}, "do not fit its header"),
         ({"SeriesInstanceUID": None}, "lacks a SOP, series or study UID"),
     ],
 )
