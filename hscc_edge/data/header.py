@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial, read_sequence_item
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from hscc_edge.data.facts import GROUPS, KEYWORDS, MALFORMED, clean, facts_of
@@ -140,7 +140,7 @@ def _described(row: Row, source: BinaryIO, deflated: bool, key: bytes) -> Row:
         patient=patient, accession=accession, facts=facts_of(found.dataset, key),
     )  # fmt: skip
     if found.cut:
-        return _fault(row, f"the file ends within its {found.cut}: fetch it again")
+        return _fault(row, found.cut)
     if not (sop_class and sop and series and study):
         return _fault(row, "it lacks a SOP, series or study UID (PS3.3 C.12.1, C.7): leave it out")
     return row
@@ -160,7 +160,7 @@ def _identity(dataset: Dataset, keyword: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What was read: `cut` names the part that the file ends within, "" if it is whole as far as one can tell."""
+    """What was read: `cut` says in a sentence that the file is not whole, "" if nothing tells so."""
 
     dataset: Dataset
     pixels: bool
@@ -205,13 +205,13 @@ def _read(source: BinaryIO, size: int) -> _Header:
     if stop.tag == PER_FRAME:
         dataset.PerFrameFunctionalGroupsSequence = _first_frame(source, dataset, stop)
     unknown = stop.tag == PER_FRAME  # of undefined length: reading on would mean reading every frame's headers
-    image = "Rows" in dataset
+    image = "Rows" in dataset or "Image Storage" in UID(_identity(dataset, "SOPClassUID")).name
     pixels = stop.tag in PIXELS or (unknown and image)
-    cut = ""
+    cut = "it has no pixels: it was cut off, or holds headers alone; fetch it again" if image and not pixels else ""
     if stop.tag in PIXELS and stop.length != UNDEFINED and source.tell() + stop.start + stop.length > size:
-        cut = "pixels"
-    if not pixels and (image or stop.end > size):
-        cut = "headers"
+        cut = "the file ends within its pixels: fetch it again"
+    if not pixels and stop.end > size:
+        cut = "the file ends within its headers: fetch it again"
     return _Header(dataset, pixels, False, cut)
 
 
