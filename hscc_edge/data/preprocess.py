@@ -1,19 +1,27 @@
-"""THE preprocessing: named steps in numpy and Pillow, equal to the bit from training to serving."""
+"""THE preprocessing: named steps in numpy, scipy and Pillow, equal to the bit from training to serving.
+
+The steps themselves are in `steps.py` (values) and `steps_space.py` (space).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
 
+from hscc_edge.data import steps, steps_space
 from hscc_edge.data.dicom import Image
+from hscc_edge.data.steps import Pixels, Sample
+from hscc_edge.data.volume import Volume
 from hscc_edge.errors import ConfigError
 
-Pixels = NDArray[np.float32]
+# Raised when a step's result changes, so that no cache of the old one is hit.
+REVISION = 1
+MAX_SIDE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,118 +34,134 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Steps in order; called on an `Image` it returns float32 (C, H, W)."""
+    """Steps in order; called on an `Image` it returns float32 (C, H, W), on a `Volume` (C, D, H, W)."""
 
     steps: tuple[Step, ...]
 
-    def __call__(self, image: Image) -> Pixels:
-        """(H, W) or (H, W, 3) -> (C, H, W); cost grows with the pixels in and out."""
+    def __call__(self, image: Image | Volume) -> Pixels:
+        """(H, W) or (H, W, 3) -> (C, H, W), (D, H, W) -> (C, D, H, W); cost grows with the pixels in and out.
+
+        Raises:
+            ConfigError: if the steps are for volumes and this is an image, or the other way round.
+        """
         return self.finish(self.begin(image))
 
-    def begin(self, image: Image) -> Pixels:
-        """All steps before the channels are repeated: (1 or 3, H, W); what a cache keeps."""
-        pixels = image.pixels[None] if image.pixels.ndim == 2 else np.moveaxis(image.pixels, -1, 0)
-        for step in self.steps[: self._split]:
-            pixels = STEPS[step.name](pixels, image, **step.options)
-        return np.ascontiguousarray(pixels, dtype=np.float32)
+    def begin(self, image: Image | Volume) -> Pixels:
+        """All steps before the channels are repeated: (1 or 3, H, W) or (1, D, H, W); what a cache keeps."""
+        if isinstance(image, Volume) != self.volume:
+            kinds = ("an image", "a volume")
+            raise ConfigError(
+                f"the preprocessing is for {kinds[self.volume]}, and was given {kinds[not self.volume]}: read the other"
+            )
+        if isinstance(image, Volume):
+            sample = Sample(image.pixels[None], image.affine, image.headers, image.padding)
+        else:
+            planes = image.pixels[None] if image.pixels.ndim == 2 else np.moveaxis(image.pixels, -1, 0)
+            sample = Sample(planes, None, image.headers, image.padding)
+        return _run(self.steps[: self._split], sample)
 
     def finish(self, pixels: Pixels) -> Pixels:
-        """The remaining steps, which do not look at the headers: (C, H, W)."""
-        blank = Image(pixels[0], None)  # type: ignore[arg-type]
-        for step in self.steps[self._split :]:
-            pixels = STEPS[step.name](pixels, blank, **step.options)
-        return np.ascontiguousarray(pixels, dtype=np.float32)
+        """The remaining steps, which do not look at the headers: (C, H, W) or (C, D, H, W)."""
+        return _run(self.steps[self._split :], Sample(pixels))
 
     @property
     def _split(self) -> int:
         return next((i for i, step in enumerate(self.steps) if step.name == "channels"), len(self.steps))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every result, as the steps declare it."""
-        channels, size = 1, (0, 0)
+    def volume(self) -> bool:
+        """Whether the steps are for volumes: one names a depth, an orientation or a spacing."""
+        return any(step.name in VOLUME or "depth" in step.options for step in self.steps)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """(C, H, W) or (C, D, H, W) of every result, as the steps declare it; 0 for a side that they do not."""
+        channels, sides = 1, ["depth", "height", "width"][0 if self.volume else 1 :]
+        size = dict.fromkeys(sides, 0)
         for step in self.steps:
             if step.name == "channels":
                 channels = int(step.options["count"])
-            if step.name == "resize":
-                size = (int(step.options["height"]), int(step.options["width"]))
-        return channels, *size
+            if step.name in RESHAPING:
+                size = dict.fromkeys(sides, 0)
+            size.update({side: int(step.options[side]) for side in sides if side in step.options})
+        return channels, *size.values()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the steps and of the revision of their code."""
+        return hashlib.sha256(json.dumps([REVISION, self.to_json()], sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> list[dict[str, Any]]:
         """The steps as plain JSON objects; `parse_preprocess` reads them back."""
         return [{"name": step.name, **step.options} for step in self.steps]
 
 
-def _window(pixels: Pixels, image: Image, *, center: float | None = None, width: float | None = None,
-            source: str = "values") -> Pixels:  # fmt: skip
-    """Linear VOI window (PS3.3 C.11.2.1.2.1) to 0..1; from the header, or the file's own range where it has none."""
-    if source == "header":
-        low, high = float(pixels.min()), float(pixels.max())
-        center, width = image.headers.window or ((low + high) / 2 + 0.5, high - low + 1)
-    if center is None or width is None:
-        raise ConfigError('the step window has neither center and width nor source = "header": give one of them')
-    scale = max(width - 1, 1e-6)
-    return np.asarray(np.clip((pixels - (center - 0.5)) / scale + 0.5, 0, 1), dtype=np.float32)
+def _run(chosen: Sequence[Step], sample: Sample) -> Pixels:
+    for step in chosen:
+        sample = STEPS[step.name](sample, **step.options)
+    return np.ascontiguousarray(sample.pixels, dtype=np.float32)
 
 
-def _percentile(pixels: Pixels, image: Image, *, lower: float, upper: float) -> Pixels:
-    """The given percentiles of the image to 0 and 1, clipped; a flat image to 0."""
-    low, high = np.percentile(pixels, (lower, upper))
-    if high <= low:
-        return np.zeros_like(pixels)
-    return np.asarray(np.clip((pixels - low) / (high - low), 0, 1), dtype=np.float32)
-
-
-def _resize(pixels: Pixels, image: Image, *, height: int, width: int) -> Pixels:
-    """Bilinear with antialiasing (Pillow's, support scaled by the reduction)."""
-    if pixels.shape[1:] == (height, width):
-        return pixels
-    planes = [PIL.Image.fromarray(plane).resize((width, height), PIL.Image.Resampling.BILINEAR) for plane in pixels]
-    return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
-
-
-def _channels(pixels: Pixels, image: Image, *, count: int) -> Pixels:
-    """Repeat one channel, or average three into one."""
-    if len(pixels) == count:
-        return pixels
-    grey = pixels.mean(axis=0, keepdims=True, dtype=np.float32)
-    return np.repeat(grey, count, axis=0)
-
-
-def _normalise(pixels: Pixels, image: Image, *, mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """(x - mean) / std, channel by channel."""
-    centre, scale = (np.asarray(value, dtype=np.float32)[:, None, None] for value in (mean, std))
-    return np.asarray((pixels - centre) / scale, dtype=np.float32)
-
-
-STEPS: dict[str, Callable[..., Pixels]] = {
-    "window": _window,
-    "percentile": _percentile,
-    "resize": _resize,
-    "channels": _channels,
-    "normalise": _normalise,
+STEPS: dict[str, Callable[..., Sample]] = {
+    "window": steps.window,
+    "percentile": steps.percentile,
+    "scale_range": steps.scale_range,
+    "orient": steps_space.orient,
+    "spacing": steps_space.spacing,
+    "crop_foreground": steps_space.crop_foreground,
+    "resize": steps_space.resize,
+    "pad_or_crop": steps_space.pad_or_crop,
+    "channels": steps.channels,
+    "normalise": steps.normalise,
 }
+# Step -> the options that it needs, and those that it may have.
 OPTIONS: dict[str, tuple[set[str], set[str]]] = {
-    "window": (set(), {"center", "width", "source"}),
-    "percentile": ({"lower", "upper"}, set()),
-    "resize": ({"height", "width"}, set()),
+    "window": (set(), {"center", "width", "source", "function"}),
+    "percentile": ({"lower", "upper"}, {"padding"}),
+    "scale_range": ({"a_min", "a_max"}, {"b_min", "b_max", "clip"}),
+    "orient": ({"axes"}, set()),
+    "spacing": ({"mm"}, {"antialias"}),
+    "crop_foreground": (set(), {"above", "margin"}),
+    "resize": ({"height", "width"}, {"depth"}),
+    "pad_or_crop": ({"height", "width"}, {"depth", "value"}),
     "channels": ({"count"}, set()),
     "normalise": ({"mean", "std"}, set()),
 }
+VOLUME = ("orient", "spacing")
+RESHAPING = ("orient", "spacing", "crop_foreground")
+SPACE = (*RESHAPING, "resize", "pad_or_crop")
 
 
 def parse_preprocess(raw: Sequence[Mapping[str, Any]]) -> Preprocess:
     """Steps from JSON or TOML, each `{"name": ..., option: value}`.
 
     Raises:
-        ConfigError: if a step or an option is unknown or missing, a value is out of range, or nothing sets the size.
+        ConfigError: if a step or an option is unknown or missing, a value is out of range, nothing sets the size last,
+            or a step that needs the headers comes after `channels`.
     """
     preprocess = Preprocess(tuple(_parse_step(step) for step in raw))
     if 0 in preprocess.shape:
-        raise ConfigError("the preprocessing has no step 'resize': add one, so that every image has the same size")
+        sides = "depth, height and width" if preprocess.volume else "height and width"
+        raise ConfigError(
+            f"the preprocessing has no step 'resize' or 'pad_or_crop' that sets {sides} after all others that change "
+            "them: add one, so that every input has the same size"
+        )
     for step in preprocess.steps:
         _check_values(step, preprocess.shape[0])
+    _check_order(preprocess)
     return preprocess
+
+
+def _check_order(preprocess: Preprocess) -> None:
+    """What a step needs of the file must still be there when its turn comes."""
+    names = [step.name for step in preprocess.steps]
+    for place, step in enumerate(preprocess.steps):
+        if "channels" in names[:place] and (step.name in VOLUME or step.options.get("source") == "header"):
+            raise ConfigError(f"the step {step.name} needs the headers and comes after channels: move it before")
+        if step.options.get("padding") == "exclude" and set(names[:place]) & {*SPACE, "channels"}:
+            raise ConfigError(
+                f"the step {step.name} leaves out padding and comes after {' or '.join(SPACE)}: move it before them"
+            )
 
 
 def _parse_step(raw: Mapping[str, Any]) -> Step:
@@ -156,17 +180,46 @@ def _parse_step(raw: Mapping[str, Any]) -> Step:
 
 
 def _check_values(step: Step, channels: int) -> None:
-    options = step.options
-    wrong: dict[str, Callable[[], bool]] = {
-        "percentile": lambda: not 0 <= options["lower"] < options["upper"] <= 100,
-        "resize": lambda: not (0 < options["height"] <= 4096 and 0 < options["width"] <= 4096),
-        "channels": lambda: not 1 <= options["count"] <= 64,
-        "normalise": lambda: not _fits(options["mean"], options["std"], channels),
-        "window": lambda: options.get("source") != "header" and (options.get("width") or 0) <= 0,
-    }
-    if wrong[step.name]():
-        raise ConfigError(f"the step {step.name} has values out of range ({dict(options)}): mend them")
+    try:
+        wrong = WRONG[step.name](step.options, channels)
+    except (TypeError, ValueError, KeyError):
+        wrong = True
+    if wrong:
+        raise ConfigError(f"the step {step.name} has values out of range ({dict(step.options)}): mend them")
+
+
+def _sides(options: Mapping[str, Any]) -> bool:
+    sides = [options[side] for side in ("depth", "height", "width") if side in options]
+    return all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides)
+
+
+def _windowed(options: Mapping[str, Any]) -> bool:
+    header = options.get("source") == "header"
+    named = options.get("function", "linear") in steps.WINDOWS[: None if header else -1]
+    return named and (header or (options.get("width") or 0) > 0)
 
 
 def _fits(mean: Sequence[float], std: Sequence[float], channels: int) -> bool:
     return len(mean) == len(std) and len(mean) in (1, channels) and min(std) > 0
+
+
+def _axes(axes: str) -> bool:
+    return len(axes) == 3 and {steps_space.LETTERS[letter][0] for letter in axes} == {0, 1, 2}
+
+
+WRONG: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
+    "window": lambda given, _: not _windowed(given),
+    "percentile": lambda given, _: (
+        not (0 <= given["lower"] < given["upper"] <= 100 and given.get("padding", "count") in ("count", "exclude"))
+    ),
+    "scale_range": lambda given, _: (
+        not (given["a_min"] < given["a_max"] and given.get("b_min", 0.0) < given.get("b_max", 1.0))
+    ),
+    "orient": lambda given, _: not _axes(given["axes"]),
+    "spacing": lambda given, _: not (len(given["mm"]) == 3 and all(0.01 <= side <= 100 for side in given["mm"])),
+    "crop_foreground": lambda given, _: not (float(given.get("above", 0)) < np.inf and given.get("margin", 0) >= 0),
+    "resize": lambda given, _: not _sides(given),
+    "pad_or_crop": lambda given, _: not (_sides(given) and np.isfinite(given.get("value", 0.0))),
+    "channels": lambda given, _: not 1 <= given["count"] <= 64,
+    "normalise": lambda given, channels: not _fits(given["mean"], given["std"], channels),
+}
