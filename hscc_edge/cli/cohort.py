@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hscc_edge.cli.cohort_import import Overwrite, import_, show
+from hscc_edge.cli.cohort_versions import diff, lock, split
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import CohortError, GateError
 
 if TYPE_CHECKING:
-    from hscc_edge.data.cohort import Cohort
     from hscc_edge.data.leakage import Findings
 
 app = typer.Typer(help="Make, import and check cohorts.", no_args_is_help=True)
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+app.command("import")(import_)
+for verb in (split, lock, diff):
+    app.command()(verb)
 
 
 @app.command()
@@ -39,39 +42,7 @@ def phantom(
         cohort = write_phantom(
             out, patients=patients, slices=slices, size=size, seed=seed, replace=overwrite, progress=advance
         )
-    _show(output, out, cohort)
-
-
-@app.command("import")
-def import_(
-    directory: Annotated[Path, typer.Argument(help="[SPLIT/]CLASS/picture.png or .jpg")],
-    out: Annotated[Path, typer.Argument(help="New cohort directory.")],
-    name: Annotated[str | None, typer.Option(help="The cohort's name; the directory's by default.")] = None,
-    drop_duplicates: Annotated[bool, typer.Option(help="Keep only the first of equal pictures.")] = False,
-    test_fraction: Annotated[float, typer.Option(help="Test share, where there are no split folders.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of that split.")] = 0,
-    overwrite: Overwrite = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Turn class folders of pictures into a cohort of DICOM files whose headers say that they are derived.
-
-    Example: hscc-edge cohort import pictures cohort --drop-duplicates
-    """
-    from hscc_edge.data.images import import_images
-
-    output = Output(as_json)
-    with output.progress("import") as advance:
-        cohort = import_images(
-            directory,
-            out,
-            name=name,
-            drop_duplicates=drop_duplicates,
-            test_fraction=test_fraction,
-            seed=seed,
-            replace=overwrite,
-            progress=advance,
-        )
-    _show(output, out, cohort)
+    show(output, out, cohort)
 
 
 @app.command()
@@ -97,18 +68,6 @@ def check(
     output.result(findings.to_json())
     if not findings.ok:
         raise GateError(f"the cohort {cohort} has faults that spoil figures taken on it: mend them, then check again")
-
-
-def _show(output: Output, out: Path, cohort: Cohort) -> None:
-    from collections import Counter
-
-    counts = Counter(item.split for item in cohort.instances)
-    patients = len({item.patient for item in cohort.instances})
-    output.say(f"cohort {out}: {len(cohort.instances)} images of {patients} patients, {dict(counts)}")
-    output.result(
-        {"cohort": str(out), "images": len(cohort.instances), "patients": patients, "splits": dict(counts),
-         "digest": cohort.digest}
-    )  # fmt: skip
 
 
 def _show_findings(output: Output, findings: Findings) -> None:

@@ -180,6 +180,29 @@ def write_cohort(root: Path, cohort: Cohort, facts: Mapping[str, Any] | None = N
         durable.write_bytes(root / "cohort.key", cohort.secret, mode=0o600)
 
 
+def rewrite_cohort(cohort: Cohort, out: Path, *, replace: bool = False) -> Cohort:
+    """Write a cohort with other rows: in place, or into `out`, which then points at the same files.
+
+    Raises:
+        CohortError: if it is locked and would change in place.
+        StorageError: if `out` cannot be written.
+    """
+    head = _head(cohort.root)
+    if out.resolve() == cohort.root.resolve():
+        if (out / "cohort.lock").is_file():
+            raise CohortError(f"the cohort {out} is locked: write the change to a new one with --out")
+        write_cohort(out, cohort, head.get("facts"))
+        return cohort
+    moved = dataclasses.replace(cohort, root=out, files=(cohort.root / cohort.files).resolve())
+    with durable.new_directory(out, replace=replace) as draft:
+        write_cohort(draft, moved, {**head.get("facts", {}), "parent": head.get("digest", "")})
+    return moved
+
+
+def _head(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "cohort.toml").read_text(encoding="utf-8"))
+
+
 def read_cohort(root: Path) -> Cohort:
     """Read a cohort's tables; the files themselves are not opened. Memory grows with its files, about 1 kB each.
 
@@ -191,7 +214,7 @@ def read_cohort(root: Path) -> Cohort:
             f"{root} is not a cohort: it has no cohort.toml; make one with hscc-edge cohort import or phantom"
         )
     try:
-        head = tomllib.loads((root / "cohort.toml").read_text(encoding="utf-8"))
+        head = _head(root)
         with (root / "instances.csv").open(newline="", encoding="utf-8") as file:
             instances = tuple(Instance(**row) for row in csv.DictReader(file))
         cohort = Cohort(

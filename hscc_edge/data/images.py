@@ -15,13 +15,12 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, Instance, write_cohort
+from hscc_edge.data.labels import SPLIT_FOLDERS
+from hscc_edge.data.made import write_instance
 from hscc_edge.data.split import assign
 from hscc_edge.errors import CohortError, DicomError
 
 Progress = Callable[[int, str], None]
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
@@ -77,6 +76,11 @@ def import_images(
     return cohort
 
 
+def has_pictures(root: Path) -> bool:
+    """Whether there is any picture in [SPLIT/]CLASS/."""
+    return next(_walk(root), None) is not None
+
+
 def find_pictures(root: Path) -> list[Picture]:
     """Every picture under `root`, training first, in order of path.
 
@@ -130,18 +134,7 @@ def _write(draft: Path, picture: Picture, split: str, pixels: NDArray[np.uint8],
     source = hashlib.sha256(picture.path.read_bytes()).hexdigest()
     jpeg = picture.path.suffix.lower() != ".png"
     dataset = secondary_capture(pixels, source, jpeg=jpeg, number=number)
-    path = draft / "dicom" / f"{number:06d}.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    return Instance(
-        file=f"dicom/{path.name}",
-        patient=dataset.PatientID,
-        study=dataset.StudyInstanceUID,
-        series=dataset.SeriesInstanceUID,
-        sop=dataset.SOPInstanceUID,
-        label=picture.label,
-        split=split,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+    return write_instance(draft, number, dataset, picture.label, split)
 
 
 def secondary_capture(pixels: NDArray[np.uint8], source: str, *, jpeg: bool, number: int) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from hscc_edge import durable
 from hscc_edge.data.anatomy import CLASSES, Head, draw_head, draw_slice
 from hscc_edge.data.cohort import Cohort, Instance, write_cohort
+from hscc_edge.data.made import write_instance
 from hscc_edge.data.split import assign
 from hscc_edge.errors import CohortError
 
@@ -75,18 +75,7 @@ def _write(draft: Path, head: Head, place: tuple[int, int, int, int], size: int,
     seed, patient, number, slices = place
     height = (2 * (number + 0.5) / slices - 1) * 0.9
     dataset = mr_image(draw_slice(head, height, size), (seed, patient, number), height)
-    path = draft / "dicom" / f"{patient * slices + number:06d}.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    return Instance(
-        file=f"dicom/{path.name}",
-        patient=dataset.PatientID,
-        study=dataset.StudyInstanceUID,
-        series=dataset.SeriesInstanceUID,
-        sop=dataset.SOPInstanceUID,
-        label=head.label,
-        split=split,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+    return write_instance(draft, patient * slices + number, dataset, head.label, split)
 
 
 def mr_image(pixels: NDArray[np.uint16], place: tuple[int, int, int], height: float) -> Dataset:

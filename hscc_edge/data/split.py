@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hscc_edge.errors import CohortError
@@ -92,6 +94,25 @@ def split_cohort(cohort: Cohort, rule: SplitRule, *, afresh: bool = False) -> Co
         dataclasses.replace(item, split=found[rule.groups.get(item.patient, item.patient)]) for item in cohort.instances
     )
     return dataclasses.replace(cohort, instances=tuple(parts))
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Patient -> group from a CSV with the columns patient and group.
+
+    Raises:
+        CohortError: if it cannot be read, or gives a patient two groups.
+    """
+    found: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                if found.setdefault(row["patient"], row["group"]) != row["group"]:
+                    raise CohortError(f"{path} gives one patient two groups: name each patient once")
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        raise CohortError(
+            f"the groups {path} cannot be read ({type(error).__name__}): expected a CSV with the columns patient, group"
+        ) from error
+    return found
 
 
 def _check(cohort: Cohort, rule: SplitRule) -> None:

@@ -1,0 +1,99 @@
+"""`hscc-edge cohort split | lock | diff`: what a cohort's figures stand on, and how it changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hscc_edge.cli.cohort_import import Overwrite, show
+from hscc_edge.cli.output import JsonFlag, Output
+
+CohortArgument = Annotated[Path, typer.Argument(help="Cohort directory.")]
+
+
+def split(
+    cohort: CohortArgument,
+    out: Annotated[Path | None, typer.Option(help="New cohort directory; by default in place.")] = None,
+    val: Annotated[float, typer.Option(help="Share of the patients in val.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the patients in test.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    stratify: Annotated[str, typer.Option(help="Columns whose values keep their shares, with commas.")] = "label,site",
+    test_site: Annotated[list[str] | None, typer.Option(help="A site that is wholly test; may be repeated.")] = None,
+    groups: Annotated[Path | None, typer.Option(help="CSV patient,group of patients who stay together.")] = None,
+    afresh: Annotated[bool, typer.Option(help="Forget the split that there is.")] = False,
+    overwrite: Overwrite = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Split a cohort by patient; patients who have a split keep it unless --afresh.
+
+    Example: hscc-edge cohort split cohort --test 0.25 --test-site "North Hospital" --afresh
+    """  # fmt: skip
+    from hscc_edge.data.cohort import read_cohort, rewrite_cohort
+    from hscc_edge.data.split import SplitRule, read_groups, split_cohort
+
+    found = read_cohort(cohort)
+    rule = SplitRule(
+        {"val": val, "test": test},
+        seed=seed,
+        stratify=tuple(filter(None, stratify.split(","))),
+        test_sites=tuple(test_site or ()),
+        groups=read_groups(groups) if groups else {},
+    )
+    result = split_cohort(found, rule, afresh=afresh)
+    target = rewrite_cohort(result, out or cohort, replace=overwrite)
+    show(Output(as_json), target.root, target)
+
+
+def lock(
+    cohort: CohortArgument,
+    override: Annotated[str, typer.Option(help="Lock it in spite of its faults, and keep this reason.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a cohort and lock its tables: a locked cohort whose labels, splits or files change is refused.
+
+    Exit code 1 if it has faults that spoil figures and no --override.
+
+    Example: hscc-edge cohort lock cohort
+    """
+    from datetime import datetime, timezone
+
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.data.leakage import check_cohort
+    from hscc_edge.data.lock import faults_of, lock_cohort
+
+    output, found = Output(as_json), read_cohort(cohort)
+    with output.progress("check", len(found.instances)) as advance:
+        findings = check_cohort(found, progress=advance)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    check = findings.to_json()
+    made = lock_cohort(found, check, faults_of(check), override, created)
+    output.say(f"locked {cohort}: {made.images} images, digest {made.digest[:16]}, {len(made.overridden)} overridden")
+    output.result({"cohort": str(cohort), "digest": made.digest, "overridden": list(made.overridden)})
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(help="Cohort directory.")],
+    after: Annotated[Path, typer.Argument(help="Cohort directory of a later version.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what changed between two versions of a cohort.
+
+    Example: hscc-edge cohort diff cohort-2025 cohort-2026
+    """
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.data.difference import difference
+
+    output = Output(as_json)
+    found = difference(read_cohort(before), read_cohort(after))
+    rows: list[tuple[str, int]] = [("added", found.added), ("removed", found.removed), ("unchanged", found.unchanged)]
+    rows += [(f"another {column}", count) for column, count in found.changed.items()]
+    plain = found.to_json()
+    for kind in ("moved", "relabelled"):
+        pairs = plain[kind]
+        rows += [(f"{kind} {pair}", count) for pair, count in pairs.items()] if isinstance(pairs, dict) else []
+    output.table(f"{before} -> {after}", ("images", "count"), rows)
+    if found.to_test:
+        output.say(f"{found.to_test} images of train or val are test now: do not test what was trained before on them")
+    output.result(plain)
