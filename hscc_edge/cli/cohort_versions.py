@@ -63,7 +63,7 @@ def lock(
     from hscc_edge.data.leakage import check_cohort
     from hscc_edge.data.lock import faults_of, lock_cohort
 
-    output, found = Output(as_json), read_cohort(cohort)
+    output, found = Output(as_json), read_cohort(cohort, locked=False)
     with output.progress("check", len(found.instances)) as advance:
         findings = check_cohort(found, progress=advance)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -86,7 +86,7 @@ def diff(
     from hscc_edge.data.difference import difference
 
     output = Output(as_json)
-    found = difference(read_cohort(before), read_cohort(after))
+    found = difference(read_cohort(before, locked=False), read_cohort(after, locked=False))
     rows: list[tuple[str, int]] = [("added", found.added), ("removed", found.removed), ("unchanged", found.unchanged)]
     rows += [(f"another {column}", count) for column, count in found.changed.items()]
     plain = found.to_json()

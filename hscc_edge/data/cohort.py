@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from hscc_edge import durable
 from hscc_edge.data.dicom import Image, read_image
+from hscc_edge.data.lock import LOCK, verify_lock
 from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.data.split import SPLITS
@@ -189,7 +190,7 @@ def rewrite_cohort(cohort: Cohort, out: Path, *, replace: bool = False) -> Cohor
     """
     head = _head(cohort.root)
     if out.resolve() == cohort.root.resolve():
-        if (out / "cohort.lock").is_file():
+        if (out / LOCK).is_file():
             raise CohortError(f"the cohort {out} is locked: write the change to a new one with --out")
         write_cohort(out, cohort, head.get("facts"))
         return cohort
@@ -203,11 +204,14 @@ def _head(root: Path) -> dict[str, Any]:
     return tomllib.loads((root / "cohort.toml").read_text(encoding="utf-8"))
 
 
-def read_cohort(root: Path) -> Cohort:
-    """Read a cohort's tables; the files themselves are not opened. Memory grows with its files, about 1 kB each.
+def read_cohort(root: Path, *, locked: bool = True) -> Cohort:
+    """Read a cohort's tables; the files themselves are not opened. Memory grows with its files, about 2 kB each.
+
+    Args:
+        locked: refuse tables that have changed since the cohort was locked.
 
     Raises:
-        CohortError: if `root` is no cohort, or a table is malformed.
+        CohortError: if `root` is no cohort, a table is malformed, or it no longer fits its lock.
     """
     if not (root / "cohort.toml").is_file():
         raise CohortError(
@@ -233,6 +237,8 @@ def read_cohort(root: Path) -> Cohort:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CohortError(f"the cohort {root} has malformed tables ({error}): make the cohort again") from error
     _check(cohort)
+    if locked:
+        verify_lock(cohort)
     return cohort
 
 

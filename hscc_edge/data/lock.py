@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hscc_edge
 from hscc_edge import durable
-from hscc_edge.data.cohort import Cohort
 from hscc_edge.errors import CohortError, GateError
+
+if TYPE_CHECKING:
+    from hscc_edge.data.cohort import Cohort
 
 LOCK = "cohort.lock"
 
