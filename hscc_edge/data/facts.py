@@ -7,12 +7,14 @@ site is named as the file names it, and free text (series description, protocol)
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,9 +109,22 @@ def facts_of(dataset: Dataset, key: bytes = b"") -> Facts:
     Args:
         key: of the station's pseudonym; without one, whoever can guess the station's name can find it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return _facts(_Source(dataset), dataset, key)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warning and no log line of pydicom's: they quote the values that they complain about."""
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def age_band(years: int | None) -> str:

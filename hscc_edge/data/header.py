@@ -8,7 +8,6 @@ import io
 import os
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from hscc_edge.data.facts import GROUPS, KEYWORDS, MALFORMED, clean, facts_of
+from hscc_edge.data.facts import GROUPS, KEYWORDS, MALFORMED, clean, facts_of, quiet
 from hscc_edge.data.index import DICOMDIR, FAULT, IMAGE, OBJECT, Row
 
 IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "AccessionNumber")
@@ -30,7 +29,7 @@ PER_FRAME = Tag(GROUPS[0])
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 UNDEFINED = 0xFFFFFFFF
 HEAD = 1024
-SMALL = 8 << 20  # bytes that are held at once, and never more for one value
+SMALL = 8 << 20  # bytes that are held at once; one header that is longer is a fault
 INFLATED = 64 << 20  # of a deflated file; headers that are longer are a fault
 CHARSET: list[BaseTag | int] = [Tag("SpecificCharacterSet")]
 DEFLATED = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
@@ -54,8 +53,7 @@ def examine(root: bytes, digest: bool, key: bytes, rows: Sequence[Row]) -> list[
     Args:
         key: of the stations' pseudonyms.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return [
             row if row.kind else _examined(row, os.path.join(root, os.fsencode(row.path)), digest, key) for row in rows
         ]
@@ -174,6 +172,9 @@ class _Stop:
 
     Attributes:
         end: where the last element that it let pass says that it ends.
+
+    Raises:
+        ValueError: on call, if a header that is wanted claims more than 8 MiB.
     """
 
     source: BinaryIO
@@ -184,6 +185,8 @@ class _Stop:
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
         if tag != PER_FRAME and tag < PIXELS[0] and tag >> 16 != 0x0004:
+            if SMALL < length < UNDEFINED and tag in TAGS:
+                raise ValueError(f"a header of {length} bytes")
             self.end = self.source.tell() + length if length != UNDEFINED else 0
             return False
         self.tag, self.vr, self.length = int(tag), vr, length
@@ -198,7 +201,7 @@ class _Stop:
 def _read(source: BinaryIO, size: int) -> _Header:
     """Read the headers of a file of `size` bytes; of an enhanced object, the functional groups of the first frame."""
     stop = _Stop(source)
-    dataset = read_partial(source, stop, defer_size=SMALL, specific_tags=TAGS)
+    dataset = read_partial(source, stop, specific_tags=TAGS)
     meta = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     if stop.tag >> 16 == 0x0004 or meta == MediaStorageDirectoryStorage:
         return _Header(dataset, False, True, "")
