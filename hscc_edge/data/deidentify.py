@@ -9,6 +9,7 @@ likely places).
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from hscc_edge.data.deidentify_echo import identity_pattern, is_echo
 from hscc_edge.data.deidentify_frames import clean_pixel_data
 from hscc_edge.data.deidentify_lists import BINARY, BULK, GONE, KEPT_UIDS, NUMBERS, SHAPES, STRUCTURED, TECHNICAL
 from hscc_edge.data.deidentify_profile import EDITION, TEMPORAL, Profile, Rule, content_rules, rule_of
-from hscc_edge.data.deidentify_values import DUMMIES, Keyed, is_registered_uid, known_words, shifted
+from hscc_edge.data.deidentify_values import DUMMIES, DUMMY, Keyed, is_registered_uid, known_words, shifted
 from hscc_edge.data.dicom import FAULTS
 from hscc_edge.errors import DicomError
 
@@ -51,27 +52,34 @@ def deidentify_dataset(
     Raises:
         DicomError: if the data set says that it is de-identified already.
     """
-    if str(dataset.get("PatientIdentityRemoved") or "").strip() == "YES":
+    if is_deidentified(dataset):
         raise DicomError(
             "the data set says Patient Identity Removed YES: expected an original; de-identifying twice would map its "
             "UIDs anew, so leave it as it is or start from the original"
         )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, on malformed values, quote these
+        return _deidentified(dataset, profile, Keyed(key), patient, Counter() if counts is None else counts)
+
+
+def _deidentified(dataset: Dataset, profile: Profile, keyed: Keyed, patient: str, counts: Counter[str]) -> Dataset:
     identity = str(dataset.get("PatientID") or "").strip() or patient or str(dataset.get("StudyInstanceUID") or "")
-    keyed = Keyed(key)
-    walk = _Walk(
-        profile, keyed, keyed.shift_days(identity, profile.max_shift_days), identity_pattern(dataset),
-        Counter() if counts is None else counts,
-    )  # fmt: skip
-    result = walk.cleaned(dataset)
-    clean_pixel_data(dataset, result, walk.counts)
+    days = keyed.shift_days(identity, profile.max_shift_days)
+    result = _Walk(profile, keyed, days, identity_pattern(dataset), counts).cleaned(dataset)
+    clean_pixel_data(dataset, result, counts)
     _state(result, profile, keyed.patient(identity))
     _set_file_meta(dataset, result)
     return result
 
 
+def is_deidentified(dataset: Dataset) -> bool:
+    """Whether a data set says that its patient's identity is removed (PS3.3 C.7.1.1)."""
+    return str(dataset.get("PatientIdentityRemoved") or "").strip() == "YES"
+
+
 def _state(result: Dataset, profile: Profile, name: str) -> None:
     """Who the patient is now, and what was done (PS3.3 C.7.1.1, C.12.1)."""
-    result.PatientID = result.PatientName = name
+    result.PatientID, result.PatientName = name, f"{DUMMY}^{name}"
     result.PatientIdentityRemoved = "YES"
     result.DeidentificationMethod = [f"hscc-edge {__version__}", f"PS3.15 {EDITION} Annex E, options in codes"]
     result.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in profile.codes]
@@ -136,7 +144,7 @@ class _Walk:
     def _place(self, dataset: Dataset, element: DataElement, result: Dataset, dummy: bool, verbatim: bool) -> None:
         found, name = self._ruled(dataset, element, dummy, verbatim)
         if found is not None and is_echo(found, self.identity):
-            found, name = None, "identifier met again"
+            found, name = _with(found, ""), "identifier met again"
         self.counts[name] += 1
         if found is None:
             return
@@ -152,6 +160,8 @@ class _Walk:
         tag = element.tag
         if tag.group in (0x0000, 0x0002) or tag.elem == 0x0000 or element.keyword in GONE:
             return None, "bookkeeping removed"
+        if tag.group & 0xFF01 in (0x5000, 0x6000):
+            return None, "curve or overlay removed"
         if tag.is_private:
             safe = self._is_safe(dataset, tag)
             return (self._kept(element, dummy, verbatim), "private kept") if safe else (None, "private removed")

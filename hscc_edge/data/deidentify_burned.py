@@ -7,7 +7,7 @@ whatever it does not list is not thereby free of text (PS3.15 E.3.1, Clean Pixel
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def _has_row(boxes: Iterator[tuple[slice, slice]]) -> bool:
             key=lambda box: box[1].start,
         )  # fmt: skip
         run = 1
-        for before, after in zip(row, row[1:], strict=False):
+        for before, after in pairwise(row):
             run = run + 1 if after[1].start - before[1].stop <= 2 * height else 1
             if run >= LETTERS:
                 return True

@@ -142,12 +142,7 @@ def _rule(row: Mapping[str, str]) -> Rule:
 
 
 def rule_of(tag: int) -> Rule | None:
-    """The rule of a standard attribute; None if the table does not name it."""
-    group, element = tag >> 16, tag & 0xFFFF
-    if group & 0xFF01 == 0x5000:
-        return attribute_rules()["50xxxxxx"]
-    if group & 0xFF01 == 0x6000:
-        return attribute_rules().get(f"60xx{element:04X}")
+    """The rule of a standard attribute; None if the table does not name it. Curves and overlays are not looked up."""
     return attribute_rules().get(f"{tag:08X}")
 
 
