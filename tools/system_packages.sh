@@ -2,7 +2,7 @@
 # Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
 # else name the one command to run and end with 2.
 #   tools/system_packages.sh setup    python3-venv
-#   tools/system_packages.sh test     dcmtk, dicom3tools, chromium
+#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -13,6 +13,7 @@ case "${1:-}" in
   test)
     need dsrdump dcmtk # not storescu: pynetdicom installs one too
     need dciodvfy dicom3tools
+    need ojph_compress openjph-tools
     need chromium chromium
     ;;
   *)

@@ -44,6 +44,11 @@ JPEG_LS = Family(("pyjpegls", "gdcm", "pylibjpeg"), "pyjpegls", "pylibjpeg-libjp
 JPEG_2000 = Family(("pylibjpeg", "gdcm", "pillow"), "pylibjpeg pylibjpeg-openjpeg", "pylibjpeg-openjpeg")
 HTJ2K = Family(("pylibjpeg",), "pylibjpeg pylibjpeg-openjpeg", "pylibjpeg-openjpeg")
 RLE = Family(("pylibjpeg", "pydicom"), "pylibjpeg pylibjpeg-rle", "pylibjpeg-rle")
+LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+CELLS = {
+    uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian,
+    uid.RLELossless,
+}  # fmt: skip
 # benchmarks/transfer_syntaxes.py measures every plugin of every one.
 FAMILIES: dict[str, Family] = {
     uid.JPEGBaseline8Bit: JPEG,
@@ -77,8 +82,10 @@ class Decoded:
     decoder: str
 
 
-def decode(dataset: Dataset, index: int, limits: Limits = LIMITS) -> Decoded:
+def decode(dataset: Dataset, index: int, limits: Limits = LIMITS, *, plugin: str = "") -> Decoded:
     """Frame `index` of a data set with pixels; memory grows with that frame, time with the frames before it.
+
+    `plugin` names the only one of pydicom's that may decode it.
 
     Raises:
         DicomError: if its size is over a limit, no installed decoder reads its transfer syntax, or all of them fail.
@@ -93,7 +100,7 @@ def decode(dataset: Dataset, index: int, limits: Limits = LIMITS) -> Decoded:
         )  # fmt: skip
     except Exception as error:  # pydicom gives no list of what malformed offset tables and fragments raise
         raise _unsplit(error) from error
-    return _encoded(decoder, encoded, options, dataset, limits)
+    return _encoded(decoder, encoded, options, dataset, limits, plugin)
 
 
 def decode_each(dataset: Dataset, limits: Limits = LIMITS) -> Iterator[Decoded]:
@@ -185,17 +192,19 @@ def _native(decoder: Decoder, dataset: Dataset, index: int) -> Decoded:
             raise DicomError(
                 f"its pixels do not fit its header ({type(error).__name__}): it is damaged; fetch it again"
             ) from error
-    stored = _stored(samples, dataset, aligned=True)
+    stored = _stored(samples, dataset, decoder.UID)
     return Decoded(stored, str(found["photometric_interpretation"]), "native")
 
 
-def _encoded(decoder: Decoder, encoded: bytes, options: dict[str, Any], dataset: Dataset, limits: Limits) -> Decoded:
+def _encoded(
+    decoder: Decoder, encoded: bytes, options: dict[str, Any], dataset: Dataset, limits: Limits, only: str = ""
+) -> Decoded:
     _check_codestream(encoded, decoder.UID, options, limits)
     buffer = encapsulate([encoded], has_bot=False)
     alone = {name: value for name, value in options.items() if name != "extended_offsets"}
     alone |= {"number_of_frames": 1, "correct_unused_bits": False}
     failures = []
-    for plugin in plugins_for(decoder.UID):
+    for plugin in (only,) if only else plugins_for(decoder.UID):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -203,7 +212,7 @@ def _encoded(decoder: Decoder, encoded: bytes, options: dict[str, Any], dataset:
             except Exception as error:  # native decoders raise whatever they like
                 failures.append(f"{decoder_name(plugin, decoder.UID)}: {type(error).__name__}")
                 continue
-        stored = _stored(samples, dataset, aligned=uid.RLELossless == decoder.UID)
+        stored = _stored(samples, dataset, decoder.UID)
         return Decoded(stored, str(found["photometric_interpretation"]), decoder_name(plugin, decoder.UID))
     raise DicomError(
         f"its pixels ({decoder.UID.name}) cannot be decoded ({', '.join(failures)}): it is damaged, or needs a decoder "
@@ -229,26 +238,23 @@ def _check_codestream(encoded: bytes, syntax: uid.UID, options: dict[str, Any], 
         raise DicomError(f"its pixels ({syntax.name}) end before their end marker: it is cut off; fetch it again")
 
 
-def _stored(samples: NDArray[Any], dataset: Dataset, *, aligned: bool) -> NDArray[Any]:
+def _stored(samples: NDArray[Any], dataset: Dataset, syntax: uid.UID) -> NDArray[Any]:
     """Samples without the bits of their cells that are not stored (PS3.5 8.1.1), signs extended.
 
-    `aligned` tells that the cells are as the header has them, HighBit too; a codestream holds samples at the low end.
+    Uncompressed and RLE cells are as the header has them, HighBit too; a codestream holds samples at the low end. What
+    a lossy one decodes to beyond the stored range is an error of compression, and takes the end of the range.
     """
-    if samples.dtype.kind not in "iu":
-        return samples
     cell = 8 * samples.dtype.itemsize
     bits = int(dataset.get("BitsStored") or cell)
-    high = int(dataset.get("HighBit") or bits - 1) if aligned else bits - 1
-    if bits >= cell or not bits <= high + 1 <= cell:
+    high = int(dataset.get("HighBit") or bits - 1) if syntax in CELLS else bits - 1
+    if samples.dtype.kind not in "iu" or bits >= cell or not bits <= high + 1 <= cell:
         return samples
-    if high + 1 == bits and not _overflows(samples, bits):
+    low, top = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if samples.dtype.kind == "i" else (0, (1 << bits) - 1)
+    if high + 1 == bits and samples.max() <= top and samples.min() >= low:
         return samples
+    if syntax in LOSSY:
+        return np.asarray(np.clip(samples, low, top))
     return np.asarray(np.right_shift(np.left_shift(samples, cell - 1 - high), cell - bits))
-
-
-def _overflows(samples: NDArray[Any], bits: int) -> bool:
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if samples.dtype.kind == "i" else (0, (1 << bits) - 1)
-    return bool(samples.max() > high or samples.min() < low)
 
 
 def _unsplit(error: Exception) -> DicomError:
