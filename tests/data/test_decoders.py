@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+from pathlib import Path
 
 import encoders
 import numpy as np
@@ -17,10 +19,13 @@ from hscc_edge.data.dicom import read_dataset, read_frames, read_image
 from hscc_edge.data.limits import Limits
 from hscc_edge.errors import DicomError
 
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
 CASES = list(encoders.cases())
-ENDED = [
-    case for case in CASES if case.kind == "12 bit" and case.syntax.is_encapsulated and case.syntax != uid.RLELossless
-]
+ENDED = [case for case in CASES if case.kind == "12 bit" and case.syntax in FAMILIES.keys() - {uid.RLELossless}]
 FIRST = {
     uid.JPEGBaseline8Bit: "gdcm", uid.JPEGExtended12Bit: "gdcm", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
     uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls", uid.RLELossless: "pylibjpeg-rle",
@@ -65,11 +70,11 @@ def test_a_codestream_cut_off_is_refused(case, folder):
         read_image(source(dataset))
 
 
-@pytest.mark.parametrize("syntax", FAMILIES, ids=lambda syntax: uid.UID(syntax).keyword)
-def test_a_codestream_of_another_size_never_reaches_a_decoder(syntax, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "syntax", sorted(FAMILIES.keys() - {uid.RLELossless}), ids=lambda syntax: uid.UID(syntax).keyword
+)
+def test_a_codestream_of_another_size_never_reaches_a_decoder(syntax, folder):
     case = next(case for case in CASES if case.syntax == syntax and case.kind in ("8 bit", "12 bit"))
-    if syntax == uid.RLELossless:
-        return
     dataset = pydicom.dcmread(encoders.write(case, folder))
     dataset.Rows = 12
     with pytest.raises(DicomError, match="its codestream has 48 x 66 x 1 samples, its header 12 x 66 x 1"):
@@ -77,8 +82,6 @@ def test_a_codestream_of_another_size_never_reaches_a_decoder(syntax, folder, mo
 
 
 def test_two_decoders_agree_on_12_bit_jpeg(folder, tmp_path):
-    import subprocess
-
     case = next(case for case in CASES if case.syntax == uid.JPEGExtended12Bit and case.kind == "12 bit")
     path = encoders.write(case, folder)
     subprocess.run(["dcmdjpeg", str(path), str(tmp_path / "dcmtk.dcm")], check=True, capture_output=True)
@@ -119,22 +122,15 @@ def test_colour_planes_in_either_order(planar, depth):
     assert np.array_equal(read_image(source(dataset)).pixels, picture)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16, 32])
-@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize(("bits", "signed"), [(1, 0), (8, 0), (8, 1), (16, 0), (16, 1), (32, 0), (32, 1)])
 def test_cells_of_every_size(bits, signed):
-    if bits == 1 and signed:
-        return
     span = 2 ** (bits - 1) if signed else 0
     values = np.linspace(-span, 2**bits - 1 - span, 48 * 66).round().astype(np.int64).reshape(48, 66)
     dataset = encoders.dataset("8 bit")
     dataset.BitsAllocated = dataset.BitsStored = bits
     dataset.HighBit, dataset.PixelRepresentation = bits - 1, signed
-    packed = (
-        np.packbits(values.astype(bool).ravel(), bitorder="little")
-        if bits == 1
-        else values.astype(f"<i{bits // 8}" if signed else f"<u{bits // 8}")
-    )
-    dataset.PixelData = packed.tobytes()
+    cells = values.astype(f"<{'ui'[signed]}{bits // 8}") if bits > 1 else np.packbits(values == 1, bitorder="little")
+    dataset.PixelData = cells.tobytes()
     assert np.array_equal(read_image(source(dataset)).pixels, values.astype(np.float32))
 
 
@@ -165,7 +161,7 @@ def test_frames_of_an_encapsulated_file_in_any_order(folder):
     with pytest.raises(DicomError, match="no frame 3"):
         read_image(source(dataset), 3)
     dataset.NumberOfFrames = 5
-    with pytest.raises(DicomError, match="cannot be split|ends after"):
+    with pytest.raises(DicomError, match=r"cannot be split|ends after"):
         list(read_frames(source(dataset)))
 
 
@@ -214,13 +210,13 @@ def test_a_decoder_that_is_not_installed_is_named(folder, monkeypatch):
     case = next(case for case in CASES if case.syntax == uid.HTJ2KLossless)
     path = encoders.write(case, folder)
     monkeypatch.setattr(decoders, "plugins_for", lambda syntax: ())
-    with pytest.raises(
-        DicomError, match=r"no decoder for that is installed: run pip install pylibjpeg pylibjpeg-openjpeg$"
-    ):
+    with pytest.raises(DicomError, match="is installed: run pip install pylibjpeg pylibjpeg-openjpeg$"):
         read_image(path)
 
 
-def test_no_gpl_decoder_is_needed_or_installed():
-    for syntax in FAMILIES:
-        assert plugins_for(syntax)
-    assert "pylibjpeg" not in plugins_for(uid.JPEGBaseline8Bit)
+def test_gpl_decoders_are_in_an_extra_of_their_own():
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    assert project["optional-dependencies"].pop("gpl-decoders") == ["pylibjpeg-libjpeg>=2.1"]
+    assert "pylibjpeg-libjpeg" not in str(project) and "gpl" not in str(project["optional-dependencies"])
+    assert all(plugins_for(syntax) for syntax in FAMILIES)
