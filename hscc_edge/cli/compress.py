@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.cli.output import Advance, JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from hscc_edge.bundle import Bundle
     from hscc_edge.compress.compression import Compressed
     from hscc_edge.compress.job import Job
     from hscc_edge.compress.problem import Settings
+    from hscc_edge.data.cohort import Cohort
     from hscc_edge.model.plan import LayerPlan
+
+    Pick = Callable[[Bundle, Cohort, Advance], Cohort]
 
 
 def compress(
@@ -47,6 +52,10 @@ def compress(
     threads: Annotated[int, typer.Option(help="Of the runtime, for a latency.")] = 1,
     table: Annotated[Path | None, typer.Option(help="Latency table: read if it is there, else written.")] = None,
     images: Annotated[int, typer.Option(help="Calibration images.")] = 512,
+    calibration: Annotated[Path | None, typer.Option(help="Take the images of this file of cohort subset.")] = None,
+    calibration_method: Annotated[
+        str, typer.Option(help="How they are chosen: see hscc-edge cohort subset --help.")
+    ] = "random",
     seed: Annotated[int, typer.Option(help="Of the calibration choice and the random signs.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Directory that keeps statistics between runs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
@@ -68,11 +77,12 @@ def compress(
         distill_s=distill, threads=threads, table=table,
     )  # fmt: skip
     job.check_job(asked)
-    _run(Output(as_json), asked, bundle, cohort, out, images, cache, overwrite)
+    pick = _pick(images, calibration, calibration_method, seed, cache)
+    _run(Output(as_json), asked, bundle, cohort, out, pick, cache, overwrite)
 
 
 def _run(
-    output: Output, asked: Job, bundle: Path, cohort: Path, out: Path, images: int, cache: Path | None, overwrite: bool
+    output: Output, asked: Job, bundle: Path, cohort: Path, out: Path, pick: Pick, cache: Path | None, overwrite: bool
 ) -> None:
     from hscc_edge.bundle import read_bundle
     from hscc_edge.compress import compression, job
@@ -80,7 +90,8 @@ def _run(
 
     started, settings = time.perf_counter(), asked.settings
     dense, whole = read_bundle(bundle), read_cohort(cohort)
-    calibration = compression.calibration_of(whole, images, settings.seed)
+    with output.progress("calibration images") as advance:
+        calibration = pick(dense, whole, advance)
     kept = None if cache is None else cache / f"{compression.cache_key(dense, calibration, settings)}.safetensors"
     with output.progress(f"compress by {asked.method}") as advance:
         compressed = job.run(asked, dense, whole, calibration, advance, kept)
@@ -92,6 +103,22 @@ def _run(
         {"bundle": str(out), "digest": written.digest, "seconds": seconds, "flops": found.flops,
          "dense_flops": found.dense_flops, "facts": dict(compressed.facts), "plan": found.to_json()}
     )  # fmt: skip
+
+
+def _pick(images: int, calibration: Path | None, method: str, seed: int, cache: Path | None) -> Pick:
+    """Chooses the calibration images: those of a subset file, or by a method."""
+    from hscc_edge.compress import compression
+    from hscc_edge.data.subset import check_choice
+    from hscc_edge.data.subset_file import read_subset
+
+    check_choice(method)
+    if calibration is None:
+        return lambda bundle, cohort, advance: compression.calibration_of(
+            cohort, images, seed, method=method, bundle=bundle, progress=advance, cache=cache
+        )
+    if method != "random":
+        raise InputError("--calibration-method was given with --calibration, whose images are chosen: give one of them")
+    return lambda bundle, cohort, advance: read_subset(calibration, cohort)
 
 
 def _goal(

@@ -27,7 +27,8 @@ from hscc_edge.compress.statistics import fisher_probe
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.errors import ModelError, extra
+from hscc_edge.data.subset import choose, refuse_overlap
+from hscc_edge.errors import CohortError, ModelError, extra
 from hscc_edge.model.convolution import CONVOLUTIONS
 from hscc_edge.model.head import Head, parse_head
 from hscc_edge.model.load import load_network
@@ -43,7 +44,7 @@ WIDTH = 256
 SKETCH = 16
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 VERSION = "1"
-KINDS = {"herding": "moments"}  # method -> which features it chooses by; the others by responses
+BY_MOMENTS = ("herding", "importance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,44 @@ class Features:
     moments: NDArray[np.float64]
 
 
+def select(
+    cohort: Cohort,
+    count: int,
+    seed: int,
+    *,
+    method: str = "random",
+    split: str = "train",
+    stratify: bool = True,
+    features: Features | None = None,
+) -> Cohort:
+    """`count` calibration images of a split, by a method of `data/subset.py`, none of them of the test split.
+
+    Args:
+        features: of the split's images, in their order; a random choice needs none.
+
+    Raises:
+        CohortError: if a chosen image, its patient or its content is in the test split too, or there are too few.
+        InputError: if the method is unknown, or needs features.
+    """
+    given = None if features is None else kind_of(method, features)
+    chosen = choose(cohort.select(split), count, seed, method=method, features=given, stratify=stratify)
+    refuse_overlap(chosen, cohort)
+    return chosen
+
+
+def kind_of(method: str, features: Features) -> NDArray[np.float64]:
+    """The features that a method chooses by: those that estimate means read moments, those that spread responses."""
+    return features.moments if method in BY_MOMENTS else features.responses
+
+
+def check_classes(bundle: Bundle, cohort: Cohort) -> None:
+    """Raise CohortError unless the cohort's classes are the bundle's."""
+    if cohort.classes != bundle.spec.labels:
+        raise CohortError(
+            f"the cohort's classes {cohort.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
+        )
+
+
 def features_of(
     bundle: Bundle, cohort: Cohort, progress: Progress | None = None, cache: Path | None = None
 ) -> Features:
@@ -68,8 +107,10 @@ def features_of(
         cache: a directory that keeps them, by bundle and images.
 
     Raises:
+        CohortError: if the cohort's classes are not the bundle's.
         ModelError: if the network has neither Linear nor Conv, or its logits are not finite.
     """
+    check_classes(bundle, cohort)
     path = None if cache is None else cache / f"features-{_key(bundle, cohort)}.safetensors"
     raw = _read(path)
     if raw is None:
@@ -104,7 +145,6 @@ def measure(
 
     An image's row of "moments" is the same in any order and batch but for the random factor of its Fisher.
     """
-    network.requires_grad_(False)
     rows: dict[str, list[torch.Tensor]] = {"last": [], "probabilities": [], "moments": []}
     for number, batch in enumerate(batches):
         images = batch["image"]

@@ -13,14 +13,14 @@ from typing import Any
 from hscc_edge.bundle import WEIGHTS, Bundle, carried, write_bundle
 from hscc_edge.compress import METHODS
 from hscc_edge.compress.allocate import Budget
-from hscc_edge.compress.calibration import KINDS, features_of
+from hscc_edge.compress.calibration import check_classes, features_of, select
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.compress.problem import Batches, Call, Problem, Progress, Proposal, Settings, call_image
 from hscc_edge.compress.refit import refit as refit_layers
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.data.subset import BLIND, choose, refuse_overlap
+from hscc_edge.data.subset import BLIND, check_choice, distinct
 from hscc_edge.errors import CohortError, InputError, ModelError, extra
 from hscc_edge.model.fold import Pair, find_pairs, fold
 from hscc_edge.model.head import Head, parse_head
@@ -158,14 +158,6 @@ def prepare_bundle(
     return prepare(method, load_network(bundle), heads, batches, settings, progress=progress, cache=cache)
 
 
-def check_classes(bundle: Bundle, cohort: Cohort) -> None:
-    """Raise CohortError unless the cohort's classes are the bundle's."""
-    if cohort.classes != bundle.spec.labels:
-        raise CohortError(
-            f"the cohort's classes {cohort.classes} are not the bundle's {bundle.spec.labels}: give its own cohort"
-        )
-
-
 def calibration_of(
     cohort: Cohort,
     images: int,
@@ -176,24 +168,20 @@ def calibration_of(
     progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Cohort:
-    """So many images of the train split, stratified by class, chosen by a method of `data/subset.py`.
+    """So many images of the train split, or all that differ if it has fewer; see `calibration.select`.
 
     Args:
-        bundle: whose network's features a method other than random chooses by.
+        bundle: by whose features to choose; random needs none.
         cache: directory that keeps those features.
 
     Raises:
         CohortError: if one of them, its patient or its content is in the test split too.
     """
-    train = cohort.select("train")
-    features = None
-    if method not in BLIND and bundle is not None:
-        check_classes(bundle, cohort)
-        features = getattr(features_of(bundle, train, progress, cache), KINDS.get(method, "responses"))
-    distinct = len({item.digest for item in train.instances})
-    found = choose(train, min(images, distinct), seed, method=method, features=features)
-    refuse_overlap(found, cohort)
-    return found
+    train, features = cohort.select("train"), None
+    if bundle is not None and method not in BLIND:
+        check_choice(method)
+        features = features_of(bundle, train, progress, cache)
+    return select(cohort, min(images, distinct(train)), seed, method=method, features=features)
 
 
 def cache_key(bundle: Bundle, calibration: Cohort, settings: Settings) -> str:

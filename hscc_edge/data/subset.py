@@ -47,6 +47,16 @@ def random(pool: Pool, generator: np.random.Generator) -> Pick:
     return lambda allowed: int(allowed[place[allowed].argmin()])
 
 
+def importance(pool: Pool, generator: np.random.Generator) -> Pick:
+    """At random, with a chance in proportion to the squared norm of the features. O(N F) once.
+
+    The next is the largest of u^(1/weight), u uniform (Efraimidis and Spirakis 2006).
+    """
+    weight = (pool.features**2).sum(axis=1)
+    key = np.log(generator.random(len(weight))) / np.maximum(weight, np.finfo(float).tiny)
+    return lambda allowed: int(allowed[key[allowed].argmax()])
+
+
 def k_centre(pool: Pool, generator: np.random.Generator) -> Pick:
     """The image farthest from all that are chosen; the first at random. O(N F) a pick.
 
@@ -91,8 +101,8 @@ def d_optimal(pool: Pool, generator: np.random.Generator) -> Pick:
 def facility_location(pool: Pool, generator: np.random.Generator) -> Pick:
     """Greedy for the mean squared distance of the pool to the nearest chosen image. O(clients x candidates F) a pick.
 
-    At most CLIENTS images of the pool are served, and CANDIDATES looked at for each pick, both at random (Mirzasoleiman
-    et al. 2015: 1 - 1/e - epsilon of the best, in expectation).
+    At most CLIENTS images of the pool are served, and for each pick a half of what is allowed, at most CANDIDATES, is
+    looked at, both at random (stochastic greedy, Mirzasoleiman et al. 2015).
     """
     features = pool.features
     served = features[generator.permutation(len(features))[:CLIENTS]]
@@ -100,7 +110,7 @@ def facility_location(pool: Pool, generator: np.random.Generator) -> Pick:
 
     def pick(allowed: Indices) -> int:
         nonlocal cost
-        some = generator.choice(allowed, min(CANDIDATES, len(allowed)), replace=False)
+        some = generator.choice(allowed, min(CANDIDATES, (len(allowed) + 1) // 2), replace=False)
         left = np.minimum(squared_distances(features[some], served), cost)
         best = int(left.sum(axis=1).argmin())
         cost = left[best]
@@ -132,6 +142,7 @@ def herding(pool: Pool, generator: np.random.Generator) -> Pick:
 
 METHODS: dict[str, Callable[[Pool, np.random.Generator], Pick]] = {
     "random": random,
+    "importance": importance,
     "k-centre": k_centre,
     "d-optimal": d_optimal,
     "facility-location": facility_location,
@@ -152,6 +163,12 @@ def squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray
     """(N, F), (M, F) -> (N, M)."""
     found = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * (a @ b.T)
     return np.asarray(np.maximum(found, 0.0))
+
+
+def check_choice(method: str) -> None:
+    """Raise InputError if METHODS has no such method."""
+    if method not in METHODS:
+        raise InputError(f"the choice {method!r} is unknown: expected one of {', '.join(METHODS)}")
 
 
 def pick_indices(
@@ -175,8 +192,7 @@ def pick_indices(
     Raises:
         InputError: if the method is unknown.
     """
-    if method not in METHODS:
-        raise InputError(f"the method {method!r} is unknown: expected one of {', '.join(METHODS)}")
+    check_choice(method)
     size = len(pool.strata)
     pick = METHODS[method](pool, np.random.default_rng(seed))
     patient, group = _numbered(patients, size), _numbered(groups, size)
@@ -223,14 +239,15 @@ def choose(
         CohortError: if `count` is below 1 or above what the cohort has to choose from.
         InputError: if the method is unknown, or reads features and was given none.
     """
+    check_choice(method)
     size = len(cohort.instances)
     order = sorted(range(size), key=lambda index: place(cohort.instances[index]))
     items = [cohort.instances[index] for index in order]
-    if features is None and method not in BLIND and method in METHODS:
+    if features is None and method not in BLIND:
         raise InputError(f"the method {method!r} chooses by features and was given none: give a model")
     table = np.zeros((size, 0)) if features is None else np.asarray(features, dtype=np.float64)[order]
     strata = [cohort.label_index(item) if stratify else 0 for item in items]
-    named = [(groups or {}).get(item.file, f"{item.digest} {item.frame}") for item in items]
+    named = [(groups or {}).get(item.file, _content(item)) for item in items]
     if not 1 <= count <= len(set(named)):
         raise CohortError(
             f"{count} calibration images were asked for: the cohort has {len(set(named))} to choose from, near "
@@ -239,6 +256,16 @@ def choose(
     pool = Pool(table, np.asarray(strata, dtype=np.intp))
     chosen = pick_indices(pool, count, method, seed, patients=[item.patient for item in items], groups=named)
     return dataclasses.replace(cohort, instances=tuple(items[index] for index in chosen))
+
+
+def distinct(cohort: Cohort) -> int:
+    """How many images of the cohort have contents of their own."""
+    return len({_content(item) for item in cohort.instances})
+
+
+def _content(instance: Instance) -> str:
+    """Alike for equal files; a file whose digest is not known stands for itself."""
+    return f"{instance.digest or instance.file} {instance.frame}"
 
 
 def place(instance: Instance) -> tuple[str, int]:
@@ -265,6 +292,6 @@ def overlap(chosen: Cohort, whole: Cohort) -> dict[str, int]:
     held_out = [item for item in whole.instances if item.split == "test"]
     kinds = {"patients": "patient", "images": "sop", "contents": "digest"}
     return {
-        name: len({getattr(a, key) for a in chosen.instances} & {getattr(b, key) for b in held_out})
+        name: len(({getattr(a, key) for a in chosen.instances} & {getattr(b, key) for b in held_out}) - {""})
         for name, key in kinds.items()
     }
