@@ -49,7 +49,10 @@ def spacing(sample: Sample, *, mm: Sequence[float], antialias: bool = True) -> S
     factors = np.asarray(mm, dtype=np.float64) / np.linalg.norm(affine[:3, :3], axis=0)
     if np.allclose(factors, 1, rtol=0, atol=1e-4):
         return sample
-    size = tuple(int(np.rint((n - 1) / factor)) + 1 for n, factor in zip(sample.pixels.shape[1:], factors, strict=True))
+    whole = [(n - 1) / factor for n, factor in zip(sample.pixels.shape[1:], factors, strict=True)]
+    size = tuple(
+        int(np.floor(steps + 0.501)) + 1 for steps in whole
+    )  # a half is rounded up, whatever the affine's noise
     sigma = np.maximum((factors - 1) / 2, 0)
     result = np.empty((len(sample.pixels), *size), dtype=np.float32)
     for target, channel in zip(result, sample.pixels, strict=True):

@@ -161,7 +161,7 @@ def test_the_cache_reads_each_file_once(phantom, monkeypatch):
     from hscc_edge.data import pipeline
 
     read, count = pipeline.read_image, []
-    monkeypatch.setattr(pipeline, "read_image", lambda path: count.append(path) or read(path))
+    monkeypatch.setattr(pipeline, "read_image", lambda path, frame: count.append(path) or read(path, frame))
     part = phantom.select("val")
     batches = loader(part, parse_preprocess(STEPS), batch_size=4, shuffle=True, seed=0, augment=True, cache=True)
     for _ in range(3):
