@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.stats import ttest_ind
 
 from hscc_edge import durable
@@ -86,8 +87,8 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         f"HSCC at `{found['budget']}` on AlexNet, the public brain MRI pictures; images from the train split, KL (nats",
         "an image, mean over the test split) as the mean over so many seeds and its standard error. The ratio is the",
-        "geometric mean over random's, with Welch's 95 % interval for one comparison; below 1 betters random. `nearest`",
-        "and `span` are shares of the features' variance (`data/coverage.py`).",
+        "geometric mean over random's, with Welch's 95 % interval for one comparison; below 1 betters random.",
+        "`nearest` and `span` are shares of the features' variance (`data/coverage.py`).",
         f"{found['machine']}; {found['date']}; torch {found['versions']['torch']}. `python benchmarks/calibration.py`.",
         "",
         "| images | choice | seeds | KL (SE) | over random's (95 %) | nearest | span | choosing s |",
@@ -98,7 +99,7 @@ def page(found: Mapping[str, Any]) -> str:
         against = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if "ratio" in row else "-"
         lines.append(
             f"| {row['images']} | {row['method']} | {row['seeds']} | {row['kl']:.5f} ({spread}) | {against} | "
-            f"{row['nearest']:.2f} | {row['span']:.2f} | {row['choose_s']:.1f} |"
+            f"{row['nearest']:.2f} | {row['span']:.3f} | {row['choose_s']:.1f} |"
         )
     tested = [row for row in found["summary"] if "p" in row]
     least = 0.05 / max(len(tested), 1)
@@ -127,6 +128,9 @@ def draw(entries: Sequence[Mapping[str, Any]], out: Path, budget: str) -> None:
                 )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         sizes = sorted({row["images"] for row in entries})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("calibration images")
