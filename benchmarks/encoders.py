@@ -10,6 +10,7 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydicom import uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
+WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"  # get_testdata_file would fetch what is not there
 ROWS, COLUMNS = 48, 66
 NEAR = 2
 # bits allocated, bits stored, signed, samples
@@ -89,6 +91,14 @@ def dataset(kind: str) -> pydicom.Dataset:
     found.PixelData = picture(kind).tobytes()
     found["PixelData"].VR = "OB" if allocated == 8 else "OW"
     return found
+
+
+def in_memory(found: pydicom.Dataset) -> BytesIO:
+    """A PS3.10 file of a data set, at its start."""
+    buffer = BytesIO()
+    found.save_as(buffer, enforce_file_format=True)
+    buffer.seek(0)
+    return buffer
 
 
 def cases() -> Iterator[Case]:

@@ -15,8 +15,11 @@ from hscc_edge.errors import DicomError
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 LEFT_OUT = {Tag(keyword) for keyword in (*PIXELS, SHARED, PER_FRAME, "NumberOfFrames")}
-# Single-frame objects hold these as sequences, too.
-KEPT = {Tag(keyword) for keyword in ("ReferencedImageSequence", "RealWorldValueMappingSequence")}
+# Single-frame objects hold these as sequences, too, or have no place for what is in them.
+KEPT = {
+    Tag(keyword)
+    for keyword in ("ReferencedImageSequence", "RealWorldValueMappingSequence", "ConversionSourceAttributesSequence")
+}
 # What says the same in a single-frame object, where that has another name.
 SAME = {
     "FrameType": "ImageType",

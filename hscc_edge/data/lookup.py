@@ -84,10 +84,9 @@ def _descriptor(value: Sequence[Any], signed: bool) -> tuple[int, int, int]:
 
 
 def _entries(data: Any, count: int, little_endian: bool) -> NDArray[np.int64]:
-    if isinstance(data, bytes):
-        values = _words(data, 8 if len(data) < 2 * count else 16, little_endian)
-    else:
-        values = np.atleast_1d(np.asarray(data, dtype=np.int64))
+    if not isinstance(data, bytes):  # VR US: the words are integers already, each of two entries where those are bytes
+        data, little_endian = np.atleast_1d(np.asarray(data, dtype="<u2")).tobytes(), True
+    values = _words(data, 8 if len(data) < 2 * count else 16, little_endian)
     if len(values) < count:
         raise ValueError(f"a lookup table of {len(values)} entries instead of {count}")
     return values[:count]

@@ -42,9 +42,9 @@ def real_world(decoded: Decoded, frame: Dataset) -> Values:
 
     Greyscale: the modality LUT or rescale (PS3.3 C.11.1; DoseGridScaling of an RT dose), then MONOCHROME1 subtracted
     from what its stored bits span, so that larger is brighter; a slope of 0 counts as 1. RealWorldValueMappingSequence
-    is not applied. Colour: RGB; a palette's values are scaled to 0..255. Padding (PixelPaddingValue to its RangeLimit,
-    compared with the stored samples, PS3.3 C.7.5.1.1.2, and samples that are not finite) gets the least value of the
-    other pixels and is told in `padding`; where all would be padding, none is.
+    is not applied. Padding (PixelPaddingValue to its RangeLimit, compared with the stored samples, PS3.3
+    C.7.5.1.1.2, and samples that are not finite) gets the least value of the other pixels and is told in `padding`;
+    where all would be padding, none is. Colour: RGB as stored; of a palette's 16 bits the upper 8, as dcmtk shows it.
 
     Raises:
         DicomError: if a colour space is not supported.
@@ -72,8 +72,7 @@ def little_endian(dataset: Dataset) -> bool:
 
 def _coloured(samples: NDArray[np.integer], frame: Dataset) -> NDArray[np.float32]:
     tables = palette_of(frame, little_endian=little_endian(frame))
-    scale = np.float32(255 / ((1 << tables[0].bits) - 1))
-    return np.stack([table(samples) for table in tables], axis=-1) * scale
+    return np.floor(np.stack([table(samples) for table in tables], axis=-1) / (1 << (tables[0].bits - 8)))
 
 
 def _rgb(decoded: Decoded) -> NDArray[np.float32]:
