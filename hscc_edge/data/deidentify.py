@@ -165,6 +165,8 @@ class _Walk:
         if tag.is_private:
             safe = self._is_safe(dataset, tag)
             return (self._kept(element, dummy, verbatim), "private kept") if safe else (None, "private removed")
+        if verbatim and element.keyword in CODE_TEXT:
+            return element, "code kept"
         rule = rule_of(tag)
         if not _is_as_the_dictionary_says(element):
             return None, "unknown attribute or representation removed"
@@ -183,7 +185,7 @@ class _Walk:
         if element.VR == "SQ" or element.keyword in BULK or element.keyword in KEPT_UIDS:
             return "K"
         if element.VR == "UI":
-            return "U"
+            return "K" if self.profile.retain_uids else "U"
         if element.VR in SHAPES:
             return "K"
         if representations <= NUMBERS:
@@ -213,7 +215,8 @@ class _Walk:
             case "U":
                 return self._each(element, self._uid)
             case "K" | "X/Z/U*":
-                return self._kept(element, dummy, verbatim or (action == "K" and rule is not None))
+                own = action == "K" and rule is not None and element.keyword.endswith("CodeSequence")
+                return self._kept(element, dummy, verbatim or own)
             case "shift":
                 moved = self._each(element, lambda value: shifted(str(value), element.VR, self.days))
                 return moved or self._done(basic, element, rule, dummy, verbatim)
@@ -282,7 +285,9 @@ class _Walk:
     def _each(self, element: DataElement, change: Callable[[str], str | None]) -> DataElement | None:
         """Every value changed; None if one cannot be."""
         values = [change(str(value)) for value in _values(element)]
-        return None if None in values else _with(element, values if len(values) != 1 else values[0])
+        if not values:
+            return element
+        return None if None in values else _with(element, values if len(values) > 1 else values[0])
 
     def _uid(self, uid: str) -> str:
         return uid if is_registered_uid(uid) else self.keyed.uid(uid)

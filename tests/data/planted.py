@@ -21,13 +21,16 @@ from hscc_edge.data.deidentify_profile import attribute_rules
 TEXT = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 # Attributes beyond the table that are kept by design: numbers, coded strings, the lists of deidentify_lists.py, codes,
 # and what says how the file is to be read
-EVERY = (*TEXT, "CS", "AS", "DA", "DT", "TM", "UI", "UR", "DS", "IS", "FD", "FL", "UL", "SL", "UV", "SV", "OB", "OD", "OF",
-         "OL", "OV", "OW", "UN")  # fmt: skip
+EVERY = (*TEXT, "CS", "AS", "DA", "DT", "TM", "UI", "UR", "DS", "IS", "FD", "FL", "UL", "SL", "UV", "SV", "OB", "OD",
+         "OF", "OL", "OV", "OW", "UN")  # fmt: skip
 OTHERS = (*TEXT, "DA", "DT", "TM", "UI", "UR", "OB", "OD", "OF", "OL", "OV", "OW")
 LEAVE = {*BULK, *GONE, *KEPT_UIDS, *TECHNICAL, *CODE_TEXT}
 # attributes of the table that pydicom's dictionary does not know yet
 NEWER = {"GenderIdentityComment": (0x00100045, "LT"), "NameToUse": (0x00100012, "LT"), "DisplayURI": (0x0040E012, "UR"),
          "AnnotationDateTime": (0x0040B034, "DT"), "PersonNamesToUse": (0x00100011, "SQ")}  # fmt: skip
+
+ITEM = ((0x00080014, "UI"), (0x00080080, "LO"), (0x00081155, "UI"), (0x00100010, "PN"), (0x00080106, "DT"),
+        (0x00400244, "DA"), (0x0040A160, "UT"), (0x0040A123, "PN"), (0x00700006, "ST"))  # fmt: skip
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Garden:
         """A value of `vr` that stands nowhere else."""
         self.number += 1
         number = self.number
-        day = f"{datetime.date(1931, 1, 1) + datetime.timedelta(days=number):%Y%m%d}"
+        day = f"{datetime.date(1931, 1, 1) + datetime.timedelta(days=2 * number):%Y%m%d}"
         match vr:
             case "DA" | "DT":
                 value, seen = (day if vr == "DA" else f"{day}1122{number % 60:02d}.5{number:05d}"), day.encode()
@@ -94,8 +97,7 @@ class Garden:
     def item(self, place: str, depth: int) -> Dataset:
         """An item with sentinels that the table names, that it does not name, that are private, and nested ones."""
         item = Dataset()
-        for tag, vr in ((0x00080014, "UI"), (0x00080080, "LO"), (0x00081155, "UI"), (0x00100010, "PN"), (0x00080106, "DT"),
-                        (0x00400244, "DA"), (0x0040A160, "UT"), (0x0040A123, "PN"), (0x00700006, "ST")):  # fmt: skip
+        for tag, vr in ITEM:
             self.plant(item, tag, vr, f"{place}.{tag:08X}")
         self.private(item, place)
         if depth < 3:

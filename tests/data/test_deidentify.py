@@ -1,13 +1,15 @@
-"""Nothing that identifies is left in the bytes; what is to be kept is kept; the table is the standard's."""
+"""Nothing that identifies is left in the bytes, and an option keeps no more than its own."""
 
 import io
+import re
 
 import pytest
 from planted import planted_dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hscc_edge.data.deidentify import deidentify_dataset
-from hscc_edge.data.deidentify_profile import Profile
+from hscc_edge.data.deidentify_profile import Profile, rule_of
 from hscc_edge.data.dicom import read_dataset
 
 KEY = bytes(range(32))
@@ -15,7 +17,8 @@ CLEANING = {"clean_descriptors": True, "clean_structured_content": True, "clean_
 PROFILES = {
     "basic": Profile(),
     "cleaned": Profile(**CLEANING),
-    "shifted": Profile(dates="shift", **CLEANING),
+    # by one day: planted days are two apart, and none may fall upon another
+    "shifted": Profile(dates="shift", max_shift_days=1, **CLEANING),
     "patient": Profile(retain_patient_characteristics=True),
     "device": Profile(retain_device_identity=True, **CLEANING),
     "institution": Profile(retain_institution_identity=True),
@@ -55,3 +58,31 @@ def test_nothing_planted_is_left(syntax):
     content = stored(dataset)
     assert len(left(content, planted)) > 0.9 * len(planted)
     assert left(stored(cleaned(content)), planted) == []
+
+
+def tags_of(place):
+    """(tag at the top, tag of the element) that a place names; 0 for what has none."""
+    path = place.rpartition(" ")[0]
+    names = (re.split(r"[\[.]", path)[0], re.split(r"[.]", path)[-1])
+    return [int(name, 16) if re.fullmatch("[0-9A-F]{8}", name) else tag_for_keyword(name) or 0 for name in names]
+
+
+def may_stay(place, profile):
+    """Whether an option keeps the element at `place` or the one at the top around it, or it is a time under a shift."""
+    vr = place.rpartition(" ")[2]
+    actions = {profile.action(rule, vr) for tag in tags_of(place) if (rule := rule_of(tag))}
+    kept_uid = vr == "UI" and profile.retain_uids and "private" not in place and place != "meta UI"
+    return "K" in actions or (vr == "TM" and "shift" in actions) or kept_uid
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_an_option_keeps_its_own_attributes_and_no_more(original, name):
+    content, planted = original
+    profile = PROFILES[name]
+    stay = set(left(stored(cleaned(content, profile)), planted))
+    assert sorted(place for place in stay if not may_stay(place, profile)) == []
+    top = {place for place in planted if "[" not in place and (rule := rule_of(tags_of(place)[0]))
+           and profile.action(rule, place.rpartition(" ")[2]) == "K"}  # fmt: skip
+    # an age in weeks is rounded by nobody, a code of sex that is none is no sex
+    assert sorted(top - stay) == []
+    assert bool(top) == (name not in ("basic", "cleaned", "shifted"))
