@@ -39,6 +39,7 @@ class Family:
 
 
 JPEG = Family(("gdcm", "pillow", "pylibjpeg"), "python-gdcm", "pylibjpeg-libjpeg")
+JPEG_LOSSLESS = Family(("gdcm", "pylibjpeg"), "python-gdcm", "pylibjpeg-libjpeg")
 JPEG_EXTENDED = Family((JPEG12, *JPEG.plugins), "python-gdcm", "pylibjpeg-libjpeg")
 JPEG_LS = Family(("pyjpegls", "gdcm", "pylibjpeg"), "pyjpegls", "pylibjpeg-libjpeg")
 JPEG_2000 = Family(("pylibjpeg", "gdcm", "pillow"), "pylibjpeg pylibjpeg-openjpeg", "pylibjpeg-openjpeg")
@@ -53,8 +54,8 @@ CELLS = {
 FAMILIES: dict[str, Family] = {
     uid.JPEGBaseline8Bit: JPEG,
     uid.JPEGExtended12Bit: JPEG_EXTENDED,
-    uid.JPEGLossless: JPEG,
-    uid.JPEGLosslessSV1: JPEG,
+    uid.JPEGLossless: JPEG_LOSSLESS,
+    uid.JPEGLosslessSV1: JPEG_LOSSLESS,
     uid.JPEGLSLossless: JPEG_LS,
     uid.JPEGLSNearLossless: JPEG_LS,
     uid.JPEG2000Lossless: JPEG_2000,
