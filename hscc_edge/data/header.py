@@ -41,10 +41,10 @@ SIGNATURES = (
     (b"GIF8", "gif"), (b"II*\x00", "tiff"), (b"MM\x00*", "tiff"), (b"MZ", "program"), (b"\x7fELF", "program"),
     (b"\x00\x05\x16\x07", "apple double"), (b"\x00\x00\x00\x01Bud1", "folder settings"),
 )  # fmt: skip
-NAMED_DICOM = (b".dcm", b".dicom", b".dic", b".ima")
+NAMED_DICOM = (".dcm", ".dicom", ".dic", ".ima")
 
 
-def examine(root: bytes, digest: bool, key: bytes, rows: Sequence[Row]) -> list[Row]:
+def examine(root: str, digest: bool, key: bytes, rows: Sequence[Row]) -> list[Row]:
     """Fill in the rows of files below `root`; a row that has a kind already is left as it is.
 
     No file raises: one that cannot be used gets a fault. Memory grows with the headers of one file, and holds the whole
@@ -54,18 +54,15 @@ def examine(root: bytes, digest: bool, key: bytes, rows: Sequence[Row]) -> list[
         key: of the stations' pseudonyms.
     """
     with quiet():
-        return [
-            row if row.kind else _examined(row, os.path.join(root, os.fsencode(row.path)), digest, key) for row in rows
-        ]
+        return [row if row.kind else _examined(row, os.path.join(root, row.path), digest, key) for row in rows]
 
 
-def _examined(row: Row, path: bytes, digest: bool, key: bytes) -> Row:
+def _examined(row: Row, path: str, digest: bool, key: bytes) -> Row:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
+        with open(path, "rb", opener=_open) as file:
+            status = os.fstat(file.fileno())
             row = dataclasses.replace(row, size=status.st_size, mtime_ns=status.st_mtime_ns)
-            head = os.pread(handle, HEAD, 0)
+            head = os.pread(file.fileno(), HEAD, 0)
             if head[128:132] != b"DICM":
                 return _other(row, head, path)
             source: BinaryIO = file
@@ -86,6 +83,11 @@ def _examined(row: Row, path: bytes, digest: bool, key: bytes) -> Row:
         )
 
 
+def _open(path: str, flags: int) -> int:
+    """Neither follows a link that has taken a file's place meanwhile nor waits for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def _sha256(file: BinaryIO) -> str:
     found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     while count := file.readinto(buffer):  # type: ignore[attr-defined]
@@ -93,7 +95,7 @@ def _sha256(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
-def _other(row: Row, head: bytes, path: bytes) -> Row:
+def _other(row: Row, head: bytes, path: str) -> Row:
     """The kind of a file that does not begin as PS3.10 7.1 says."""
     kind = _kind(head)
     if kind in ("text", "unknown") and HEADERLESS.match(head):

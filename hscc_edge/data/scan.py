@@ -101,7 +101,7 @@ def scan(
         raise InputError(f"{root} does not exist or is no folder: give the folder with the files")
     started = time.perf_counter()
     with Index(index_path) as target:
-        work = partial(examine, os.fsencode(root), digest, target.key(key))
+        work = partial(examine, str(root), digest, target.key(key))
         found = walk(root, [index_path.with_name(index_path.name + end) for end in ("", *DRAFTS)])
         survey = target.survey(root.absolute(), found, digest=digest, rehash=rehash)
         alone = survey.due <= ALONE
