@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import pydicom
 
-from hscc_edge.data.dicom import read_dataset
+from hscc_edge.data.dicom import FAULTS, read_dataset
 from hscc_edge.data.frames import frame_count, frame_dataset
 from hscc_edge.data.geometry import Geometry, geometry_of, stack_of
 from hscc_edge.errors import DicomError
@@ -54,7 +55,14 @@ def slices_of(path: Path) -> list[Slice]:
         DicomError: if the file or its geometry is malformed.
     """
     dataset = read_dataset(path, pixels=False)
-    return [_slice(path, index, frame_dataset(dataset, index)) for index in range(frame_count(dataset))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return [_slice(path, index, frame_dataset(dataset, index)) for index in range(frame_count(dataset))]
+        except DicomError as error:
+            raise DicomError(f"{path}: {error}") from error
+        except FAULTS as error:
+            raise DicomError(f"{path} has malformed headers ({type(error).__name__}): leave it out") from error
 
 
 def _slice(path: Path, index: int, dataset: pydicom.Dataset) -> Slice:

@@ -1,80 +1,20 @@
 """A series becomes the same volume in any order, each fault is told in a sentence, and peers see the same voxels."""
 
-import dataclasses
 import math
-import random
+import tracemalloc
 
 import highdicom.spatial
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from highdicom.legacy import LegacyConvertedEnhancedMRImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from made_series import COLUMNS, ROWS, SPACING, STEP, slice_of, values_of, write
 
 from hscc_edge.data.geometry import Geometry, geometry_of, stack_of
-from hscc_edge.data.series import (
-    SeriesRules,
-    VolumeRules,
-    choose,
-    parse_series_rules,
-    parse_volume_rules,
-    read_volume,
-    slices_of,
-)
-from hscc_edge.errors import ConfigError, DicomError
-
-ROWS, COLUMNS = 12, 10
-SPACING = (0.8, 1.25)
-STEP = 2.5
-TURN = 0.3
-OBLIQUE = (math.cos(TURN), math.sin(TURN), 0.0, 0.0, 0.0, -1.0)
-
-
-def slice_of(
-    place, values, *, orientation=OBLIQUE, origin=(-40.0, 12.5, 60.0), step=STEP, lean=(0.0, 0.0), **attributes
-):
-    """A single-frame MR whose slice lies `place` steps along the normal, and leans so many mm a step along its axes."""
-    row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
-    where = np.asarray(origin) + place * (step * np.cross(row, column) + lean[0] * column + lean[1] * row)
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, generate_uid()
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = "P-77", "Nobody^Ann", "", ""
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.3.9"
-    dataset.StudyID = dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = ""
-    dataset.Modality, dataset.ImageType, dataset.SeriesDescription = "MR", ["ORIGINAL", "PRIMARY", "M"], "AX T1 SE"
-    dataset.SeriesNumber, dataset.Manufacturer, dataset.PositionReferenceIndicator = 1, "", ""
-    dataset.ImagePositionPatient = [round(float(mm), 6) for mm in where]
-    dataset.ImageOrientationPatient = [round(float(cosine), 9) for cosine in orientation]
-    dataset.PixelSpacing, dataset.SliceThickness = list(SPACING), step
-    dataset.EchoTime, dataset.InstanceNumber = 20.0, 1
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = values.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.PixelData = values.astype(np.uint16).tobytes()
-    for keyword, value in attributes.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def values_of(depth, seed=0):
-    return np.random.default_rng(seed).integers(0, 4000, (depth, ROWS, COLUMNS))
-
-
-def write(folder, datasets, seed=1):
-    """Files whose names and InstanceNumbers say nothing of the order."""
-    order = random.Random(seed).sample(range(len(datasets)), len(datasets))
-    folder.mkdir(exist_ok=True)
-    for number, index in enumerate(order):
-        datasets[index].InstanceNumber = number + 1
-        datasets[index].save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
-    return sorted(folder.iterdir())
+from hscc_edge.data.series import VolumeRules, read_volume
+from hscc_edge.errors import DicomError
 
 
 @pytest.fixture(scope="module")
@@ -302,79 +242,12 @@ def test_real_world_values_may_differ_in_slope(tmp_path, pixels):
     assert np.array_equal(read_volume(files).pixels, pixels[:4] * np.arange(1, 5)[:, None, None] - 5)
 
 
-def test_an_enhanced_twin_reads_the_same(tmp_path):
-    planes = values_of(20, 4)
-    datasets = [slice_of(k, p, RescaleSlope="1.5", RescaleIntercept="-7") for k, p in enumerate(planes)]
-    single = read_volume(write(tmp_path / "single", datasets))
-    twin = LegacyConvertedEnhancedMRImage(datasets, generate_uid(), 2, generate_uid(), 1)
-    twin.save_as(tmp_path / "twin.dcm", enforce_file_format=True)
-    volume = read_volume([tmp_path / "twin.dcm"])
-    assert np.array_equal(volume.pixels, single.pixels) and volume.pixels.shape == (20, ROWS, COLUMNS)
-    assert volume.spacing_mm == pytest.approx(single.spacing_mm) and np.allclose(volume.affine, single.affine)
-
-
-def case(**series):
-    """Slices of several series of a case."""
-    return [item for items in series.values() for item in items]
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    root, planes = tmp_path_factory.mktemp("case"), values_of(6)
-    kinds = {
-        "1.2.3.4": {"SeriesDescription": "Ax T1 SE"},
-        "1.2.3.5": {"SeriesDescription": "ax T1 +Gd", "ContrastBolusAgent": "Gadovist"},
-        "1.2.3.6": {"SeriesDescription": "SAG T1", "orientation": (0, 1, 0, 0, 0, -1)},
-        "1.2.3.7": {"SeriesDescription": "scout", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
-    }
-    files = [
-        path
-        for uid, kind in kinds.items()
-        for path in write(root / uid, [slice_of(k, p, SeriesInstanceUID=uid, **kind) for k, p in enumerate(planes)])
-    ]
-    return [item for path in files for item in slices_of(path)]
-
-
-def test_one_series_is_chosen_by_rules(several):
-    rules = SeriesRules(modality="MR", description=r"^ax t1", contrast=True, minimum_slices=6)
-    assert {item.series for item in choose(several, rules)} == {"1.2.3.5"}
-    assert {item.series for item in choose(several, SeriesRules(plane="sagittal"))} == {"1.2.3.6"}
-    plain = SeriesRules(description="t1", exclude=r"\+", plane="coronal")
-    assert {item.series for item in choose(several, plain)} == {"1.2.3.4"}
-
-
-def test_an_ambiguous_choice_and_none_are_told_in_counts(several):
-    with pytest.raises(
-        DicomError, match=r"2 series of the case fit the rules, of 6, 6 slices \(4 in all, 2 after desc"
-    ) as told:
-        choose(several, SeriesRules(description="ax"))
-    with pytest.raises(
-        DicomError, match=r"no series of the case fits the rules \(4 in all, 3 after desc.*, 0 after plane"
-    ):
-        choose(several, SeriesRules(description="T1", plane="axial"))
-    assert "1.2.3" not in str(told.value) and "Gd" not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("raw", "words"),
-    [
-        ({"modalty": "MR"}, "unknown key 'modalty'"),
-        ({"plane": "oblique"}, "expected one of , sagittal"),
-        ({"minimum_slices": "9"}, "expected a int"),
-        ({"minimum_slices": -1}, "not below 0"),
-        ({"contrast": 1}, "expected a bool"),
-        ({"description": "("}, "no regular expression"),
-    ],
-)
-def test_bad_rules_are_told(raw, words):
-    with pytest.raises(ConfigError, match=words):
-        parse_series_rules(raw)
-
-
-def test_rules_come_from_tables():
-    raw = {"modality": "MR", "contrast": False, "minimum_slices": 20}
-    assert parse_series_rules(raw) == SeriesRules(modality="MR", contrast=False, minimum_slices=20)
-    assert parse_volume_rules({"missing": "fill", "group": 2}) == VolumeRules(missing="fill", group=2)
-    with pytest.raises(ConfigError, match="expected one of refuse, resample"):
-        parse_volume_rules({"tilt": "straighten"})
-    assert dataclasses.asdict(VolumeRules()) == dataclasses.asdict(parse_volume_rules({}))
+def test_memory_is_the_volume_and_few_slices(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 999, (48, 160, 160))
+    files = write(tmp_path / "wide", [slice_of(k, plane) for k, plane in enumerate(planes)])
+    read_volume(files[:1])
+    tracemalloc.start()
+    volume = read_volume([*files, files[0]])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert volume.duplicates == 0 and peak < volume.pixels.nbytes * (1 + 12 / 48)
