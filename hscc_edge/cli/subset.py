@@ -24,6 +24,9 @@ def subset(
     seed: Annotated[int, typer.Option(help="The same seed gives the same choice.")] = 0,
     split: Annotated[str, typer.Option(help="Split to choose from.")] = "train",
     stratify: Annotated[bool, typer.Option(help="Each class as often as its share allows.")] = True,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Take one of near duplicates at most, and none of a test image's.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Directory that keeps features between runs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")] = False,
     as_json: JsonFlag = False,
@@ -35,14 +38,19 @@ def subset(
     """
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.data.coverage import coverage
-    from hscc_edge.data.subset import check_choice, choose, refuse_overlap
+    from hscc_edge.data.relatives import relatives
+    from hscc_edge.data.subset import ALONE, check_choice, choose, refuse_overlap
     from hscc_edge.data.subset_file import Choice, write_subset
 
     check_choice(method)
     output, whole = Output(as_json), read_cohort(cohort)
     pool, features, bundle = whole.select(split), None, ""
+    kin = ALONE
+    if near_duplicates:
+        with output.progress("near duplicates", len(pool.instances)) as advance:
+            kin = relatives(pool, whole, advance)
     if model is None:
-        chosen = choose(pool, count, seed, method=method, stratify=stratify)
+        chosen = choose(pool, count, seed, method=method, stratify=stratify, kin=kin)
         refuse_overlap(chosen, whole)
     else:
         from hscc_edge.bundle import read_bundle
@@ -51,9 +59,11 @@ def subset(
         dense = read_bundle(model)
         with output.progress("features", len(pool.instances)) as advance:
             found = features_of(dense, pool, advance, cache)
-        chosen = select(whole, count, seed, method=method, split=split, stratify=stratify, features=found)
+        chosen = select(whole, count, seed, method=method, split=split, stratify=stratify, features=found, kin=kin)
         features, bundle = found.responses, dense.digest
     report = coverage(whole, pool, chosen, features)
+    if near_duplicates:
+        report["near_duplicates"] = {"images": len(kin.groups), "barred": len(kin.tested)}
     choice = Choice(whole.digest, split, method, seed, stratify, bundle)
     write_subset(out, chosen, choice, report, replace=overwrite)
     _show(output, out, report)
@@ -62,7 +72,7 @@ def subset(
 
 def _show(output: Output, out: Path, report: Mapping[str, Any]) -> None:
     for column, values in report.items():
-        if isinstance(values, Mapping) and column != "overlap_with_test":
+        if isinstance(values, Mapping) and column not in ("overlap_with_test", "near_duplicates"):
             rows = [
                 (name or "unknown", held["images"], f"{100 * held['pool']:.1f} %", f"{100 * held['chosen']:.1f} %")
                 for name, held in values.items()

@@ -27,7 +27,7 @@ from hscc_edge.compress.statistics import fisher_probe
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.data.subset import choose, refuse_overlap
+from hscc_edge.data.subset import ALONE, Relatives, choose, refuse_overlap
 from hscc_edge.errors import CohortError, ModelError, extra
 from hscc_edge.model.convolution import CONVOLUTIONS
 from hscc_edge.model.head import Head, parse_head
@@ -69,18 +69,20 @@ def select(
     split: str = "train",
     stratify: bool = True,
     features: Features | None = None,
+    kin: Relatives = ALONE,
 ) -> Cohort:
     """`count` calibration images of a split, by a method of `data/subset.py`, none of them of the test split.
 
     Args:
         features: of the split's images, in their order; a random choice needs none.
+        kin: near duplicates.
 
     Raises:
         CohortError: if a chosen image, its patient or its content is in the test split too, or there are too few.
         InputError: if the method is unknown, or needs features.
     """
     given = None if features is None else kind_of(method, features)
-    chosen = choose(cohort.select(split), count, seed, method=method, features=given, stratify=stratify)
+    chosen = choose(cohort.select(split), count, seed, method=method, features=given, stratify=stratify, kin=kin)
     refuse_overlap(chosen, cohort)
     return chosen
 

@@ -8,8 +8,8 @@ the same rules. Kept libraries of such choices take no rule of this kind.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from hscc_edge.errors import CohortError, InputError
 
 Indices = NDArray[np.intp]
 Pick = Callable[[Indices], int]
+Place = tuple[str, int]
 
 CLIENTS = 2048
 CANDIDATES = 256
@@ -36,6 +37,22 @@ class Pool:
 
     features: NDArray[np.float64]
     strata: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Relatives:
+    """What near duplicates forbid.
+
+    Attributes:
+        groups: instance -> name of its group, of those that have a near duplicate; one of a group is taken at most.
+        tested: instances that have one in the test split; none of them is taken.
+    """
+
+    groups: Mapping[Place, str] = field(default_factory=dict)
+    tested: Collection[Place] = ()
+
+
+ALONE = Relatives()
 
 
 def random(pool: Pool, generator: np.random.Generator) -> Pick:
@@ -226,14 +243,14 @@ def choose(
     method: str = "random",
     features: NDArray[np.float64] | None = None,
     stratify: bool = True,
-    groups: Mapping[str, str] | None = None,
+    kin: Relatives = ALONE,
 ) -> Cohort:
     """`count` instances in the order of choice; the same for the same seed, in whatever order the cohort's table is.
 
     Args:
         features: (N, F), a row an instance in the cohort's order; None for a method that reads none.
         stratify: each class as often as its share allows; else all are one.
-        groups: file -> name of its group of near duplicates; of files that it lacks, equal ones are a group.
+        kin: near duplicates; equal files are always such.
 
     Raises:
         CohortError: if `count` is below 1 or above what the cohort has to choose from.
@@ -241,13 +258,14 @@ def choose(
     """
     check_choice(method)
     size = len(cohort.instances)
-    order = sorted(range(size), key=lambda index: place(cohort.instances[index]))
+    free = [index for index in range(size) if place(cohort.instances[index]) not in kin.tested]
+    order = sorted(free, key=lambda index: place(cohort.instances[index]))
     items = [cohort.instances[index] for index in order]
     if features is None and method not in BLIND:
         raise InputError(f"the method {method!r} chooses by features and was given none: give a model")
     table = np.zeros((size, 0)) if features is None else np.asarray(features, dtype=np.float64)[order]
     strata = [cohort.label_index(item) if stratify else 0 for item in items]
-    named = [(groups or {}).get(item.file, _content(item)) for item in items]
+    named = [kin.groups.get(place(item), _content(item)) for item in items]
     if not 1 <= count <= len(set(named)):
         raise CohortError(
             f"{count} calibration images were asked for: the cohort has {len(set(named))} to choose from, near "
@@ -268,7 +286,7 @@ def _content(instance: Instance) -> str:
     return f"{instance.digest or instance.file} {instance.frame}"
 
 
-def place(instance: Instance) -> tuple[str, int]:
+def place(instance: Instance) -> Place:
     """Names an instance within its cohort, in the order of files and their frames."""
     return instance.file, int(instance.frame or 0)
 

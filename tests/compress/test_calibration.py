@@ -141,7 +141,20 @@ def test_statistics_are_named_by_images_and_their_order(dense, phantom):
 @pytest.mark.parametrize("method", ["random", "herding"])
 def test_a_chosen_file_calibrates_a_compression(dense, phantom, tmp_path, monkeypatch, capsys, method):
     path = tmp_path / "subset.toml"
-    subset(phantom.root, path, 24, method, None if method == "random" else dense, 1, "train", True, None, False, True)
+    subset(
+        phantom.root,
+        path,
+        24,
+        method,
+        None if method == "random" else dense,
+        1,
+        "train",
+        True,
+        False,
+        None,
+        False,
+        True,
+    )
     shown = json.loads(capsys.readouterr().out)
     assert shown["images"] == 24 and set(shown["overlap_with_test"].values()) == {0}
     assert ("nearest" in shown) == (method != "random")
@@ -164,5 +177,5 @@ def test_what_cannot_be_chosen_by_is_told(dense, phantom, tmp_path, monkeypatch,
     code, _, error = commandline.run(monkeypatch, capsys, *words, "herding", "--calibration", tmp_path / "a.toml")
     assert code == 2 and "give one of them" in error
     with pytest.raises(InputError, match="give a model"):
-        subset(phantom.root, tmp_path / "a.toml", 24, "herding", None, 1, "train", True, None, False, True)
+        subset(phantom.root, tmp_path / "a.toml", 24, "herding", None, 1, "train", True, False, None, False, True)
     assert not list(tmp_path.iterdir())

@@ -6,18 +6,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_edge.data.cohort import Cohort, Instance
 from hscc_edge.data.coverage import coverage, variance_covered
+from hscc_edge.data.phantom import write_phantom
+from hscc_edge.data.relatives import relatives
 from hscc_edge.data.subset import (
     METHODS,
     Pool,
+    Relatives,
     choose,
     overlap,
     pick_indices,
+    place,
     refuse_overlap,
     squared_distances,
     whitened,
@@ -97,11 +102,11 @@ def test_patients_are_spread(method, patients, seed):
 @each_method
 def test_of_near_duplicates_one_is_taken(method):
     cohort, features = cohort_of("a" * 20), np.repeat(features_for(10), 2, axis=0)
-    groups = {item.file: str(number // 2) for number, item in enumerate(cohort.instances)}
-    part = choose(cohort, 10, 0, method=method, features=features, groups=groups)
-    assert len({groups[item.file] for item in part.instances}) == 10
+    groups = {place(item): str(number // 2) for number, item in enumerate(cohort.instances)}
+    part = choose(cohort, 10, 0, method=method, features=features, kin=Relatives(groups))
+    assert len({groups[place(item)] for item in part.instances}) == 10
     with pytest.raises(CohortError, match="has 10 to choose from"):
-        choose(cohort, 11, 0, method=method, features=features, groups=groups)
+        choose(cohort, 11, 0, method=method, features=features, kin=Relatives(groups))
 
 
 def test_equal_files_count_once_and_frames_of_a_file_do_not():
@@ -300,3 +305,23 @@ def test_images_without_a_digest_make_no_file(tmp_path):
     )
     with pytest.raises(CohortError, match="2 chosen images have no digest"):
         write_subset(tmp_path / "subset.toml", bare, Choice(bare.digest, "train", "random", 0), {})
+
+
+def test_near_duplicates_are_found_and_those_of_test_images_are_never_taken(tmp_path):
+    """Two slices of a phantom are copies of others under another window, one of them of a test image."""
+    made = write_phantom(tmp_path / "cohort", patients=16, slices=1, size=64, seed=2)
+    items = [dataclasses.replace(item, split="test" if n < 2 else "train") for n, item in enumerate(made.instances)]
+    for copy, source in ((3, 0), (5, 4)):
+        data = pydicom.dcmread(made.path(items[source]))
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = items[copy].sop
+        data.PixelData = (data.pixel_array // 2 + 7).astype(data.pixel_array.dtype).tobytes()
+        data.save_as(made.path(items[copy]))
+    whole = dataclasses.replace(made, instances=tuple(items))
+    pool = whole.select("train")
+    kin = relatives(pool, whole)
+    assert place(items[3]) in kin.tested and kin.groups[place(items[5])] == kin.groups[place(items[4])]
+    most = len(pool.instances) - len(kin.tested) - 1
+    found = {place(item) for item in choose(pool, most, 0, kin=kin, stratify=False).instances}
+    assert place(items[3]) not in found and len(found & {place(items[4]), place(items[5])}) == 1
+    with pytest.raises(CohortError, match=f"has {most} to choose from"):
+        choose(pool, most + 1, 0, kin=kin, stratify=False)
