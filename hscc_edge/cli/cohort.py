@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hscc_edge.cli.cohort_import import Overwrite, import_, show
-from hscc_edge.cli.cohort_versions import diff, lock, split
+from hscc_edge.cli.cohort_versions import diff, lock, report, split
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import CohortError, GateError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, import and check cohorts.", no_args_is_help=True)
 app.command("import")(import_)
-for verb in (split, lock, diff):
+for verb in (split, lock, diff, report):
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""`hscc-edge cohort split | lock | diff`: what a cohort's figures stand on, and how it changed."""
+"""`hscc-edge cohort split | lock | diff | report`: what a cohort's figures stand on, and how it changed."""
 
 from __future__ import annotations
 
@@ -97,3 +97,38 @@ def diff(
     if found.to_test:
         output.say(f"{found.to_test} images of train or val are test now: do not test what was trained before on them")
     output.result(plain)
+
+
+def report(
+    cohort: CohortArgument,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("cohort.html"),
+    check: Annotated[bool, typer.Option(help="Check the cohort for the page; it says if it was not.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a page on a cohort: counts, splits, histograms, a contact sheet, faults with what to do, subgroups.
+
+    Example: hscc-edge cohort report cohort --out cohort.html
+    """
+    import platform
+    from datetime import datetime, timezone
+
+    import hscc_edge
+    from hscc_edge import durable
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.data.cohort_report import render
+    from hscc_edge.data.leakage import check_cohort
+
+    output, found = Output(as_json), read_cohort(cohort)
+    checked = None
+    if check:
+        with output.progress("check", len(found.instances)) as advance:
+            checked = check_cohort(found, progress=advance).to_json()
+    conditions = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "hscc_edge": hscc_edge.__version__,
+        "Python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    durable.write_text(out, render(found, checked, conditions))
+    output.say(f"report {out}{'' if check else ' (not checked)'}")
+    output.result({"report": str(out), "images": len(found.instances), "checked": check})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hscc_edge.compress import front_plots
 from hscc_edge.compress.front import Front
+from hscc_edge.data import page
 from hscc_edge.errors import extra
 
 with extra("workstation"):
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
 TARGETS = {"kl": "KL", "latency": "latency"}
@@ -15,17 +15,11 @@ TARGETS = {"kl": "KL", "latency": "latency"}
 
 def render(front: Front) -> str:
     """HTML with inline style and SVG; nothing is loaded from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("hscc_edge.compress", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(times=times, small=small, points=points, word=word)
-    page = environment.get_template("front.html.j2")
     done = [entry for entry in front.entries if entry.outcome is not None]
     return page.render(
+        "hscc_edge.compress",
+        "front.html.j2",
+        {"times": times, "small": small, "points": points, "word": word},
         front=front,
         done=done,
         best=sorted((entry for entry in done if entry.pareto), key=lambda entry: dict(entry.outcome or {})["kl"]),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hscc_edge.compress.front import LEAST_KL, Average, Entry, Front, pareto
+from hscc_edge.data.page import COLOURS, INK, MARKERS, STYLE, svg
 from hscc_edge.errors import extra
 
 with extra("workstation"):
@@ -15,14 +14,6 @@ with extra("workstation"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-INK = "#1c2733"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-STYLE: Any = {
-    "svg.hashsalt": "hscc_edge", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK,
-}  # fmt: skip
 
 
 def looks(front: Front) -> dict[str, tuple[str, str]]:
@@ -56,7 +47,7 @@ def scatter(front: Front, cost: str, words: str) -> str:
         axes.set_xlabel(words)
         axes.set_ylabel("KL from the original, nats an image (log scale)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _svg(figure, f"KL divergence against {words}")
+        return svg(figure, f"KL divergence against {words}")
 
 
 def _of(entry: Entry) -> Mapping[str, Any]:
@@ -118,11 +109,4 @@ def bars(shares: Mapping[str, float], words: str) -> str:
         axes.bar_label(drawn, fmt="%.0f %%", padding=3)
         axes.set_xlim(0, 108 * max(shares.values()))
         axes.set_xlabel(words)
-        return _svg(figure, words)
-
-
-def _svg(figure: Figure, description: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+        return svg(figure, words)

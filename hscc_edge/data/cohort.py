@@ -200,6 +200,11 @@ def rewrite_cohort(cohort: Cohort, out: Path, *, replace: bool = False) -> Cohor
     return moved
 
 
+def read_facts(root: Path) -> dict[str, Any]:
+    """How the cohort came about, as `write_cohort` was told."""
+    return dict(_head(root).get("facts", {}))
+
+
 def _head(root: Path) -> dict[str, Any]:
     return tomllib.loads((root / "cohort.toml").read_text(encoding="utf-8"))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
+from hscc_edge.data.page import INK, STYLE, svg
 from hscc_edge.errors import extra
 from hscc_edge.validate.latency import Race
 from hscc_edge.validate.metrics import Figures, Proportion
@@ -16,17 +15,7 @@ with extra("workstation"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-REFERENCE, CANDIDATE, INK = "#5b6b7b", "#0b6e99", "#1c2733"
-STYLE: Any = {
-    "svg.hashsalt": "hscc_edge",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "text.color": INK,
-}
+REFERENCE, CANDIDATE = "#5b6b7b", "#0b6e99"
 
 
 def confusions(reference: Figures, candidate: Figures, labels: Sequence[str]) -> str:
@@ -37,7 +26,7 @@ def confusions(reference: Figures, candidate: Figures, labels: Sequence[str]) ->
             figure.subplots(1, 2), (reference, candidate), ("Original", "Compressed"), strict=True
         ):
             _matrix(axes, found, labels, title)
-        return _svg(figure, "Confusion matrices of the original and of the compressed classifier")
+        return svg(figure, "Confusion matrices of the original and of the compressed classifier")
 
 
 def _matrix(axes: Axes, found: Figures, labels: Sequence[str], title: str) -> None:
@@ -72,7 +61,7 @@ def per_class(reference: Figures, candidate: Figures) -> str:
             axes.grid(axis="x", alpha=0.3)
         figure.axes[0].invert_yaxis()
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
-        return _svg(figure, "Sensitivity and specificity of each class with 95 % intervals")
+        return svg(figure, "Sensitivity and specificity of each class with 95 % intervals")
 
 
 def _intervals(axes: Axes, shares: Sequence[Proportion], shift: float, colour: str, name: str) -> None:
@@ -101,7 +90,7 @@ def latencies(race: Race) -> str:
         axes.set_ylabel("share of calls")
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False, loc="lower right")
-        return _svg(figure, "Cumulative distribution of latency for both classifiers")
+        return svg(figure, "Cumulative distribution of latency for both classifiers")
 
 
 def difference(value: float, low: float, high: float) -> str:
@@ -117,12 +106,4 @@ def difference(value: float, low: float, high: float) -> str:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("accuracy of the compressed classifier minus the original's, points, 95 % interval")
-        return _svg(figure, "Paired difference of accuracy with its 95 % interval")
-
-
-def _svg(figure: Figure, description: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    start = text.index("<svg")
-    return text[start:].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+        return svg(figure, "Paired difference of accuracy with its 95 % interval")

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from hscc_edge.data import page
 from hscc_edge.errors import extra
 from hscc_edge.validate import plots
 from hscc_edge.validate.evidence import Evidence
 from hscc_edge.validate.metrics import Proportion
 
 with extra("workstation"):
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
 
 def render(evidence: Evidence) -> str:
     """HTML with inline style and SVG; nothing is loaded from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("hscc_edge.validate", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    filters: dict[str, Callable[[Any], object]] = {"share": share, "points": points, "ms": ms, "count": count}
+    return page.render(
+        "hscc_edge.validate",
+        "report.html.j2",
+        filters,
+        e=evidence,
+        verdict=verdict(evidence),
+        plots=_plots(evidence),
+        classes=_classes(evidence),
     )
-    environment.filters.update(share=share, points=points, ms=ms, count=count)
-    page = environment.get_template("report.html.j2")
-    return page.render(e=evidence, verdict=verdict(evidence), plots=_plots(evidence), classes=_classes(evidence))
 
 
 def verdict(evidence: Evidence) -> str:
