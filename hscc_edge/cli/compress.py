@@ -109,7 +109,7 @@ def _pick(images: int, calibration: Path | None, method: str, seed: int, cache: 
     """Chooses the calibration images: those of a subset file, or by a method."""
     from hscc_edge.compress import compression
     from hscc_edge.data.subset import check_choice
-    from hscc_edge.data.subset_file import read_subset
+    from hscc_edge.data.subset_file import read_choice, read_subset
 
     check_choice(method)
     if calibration is None:
@@ -118,6 +118,9 @@ def _pick(images: int, calibration: Path | None, method: str, seed: int, cache: 
         )
     if method != "random":
         raise InputError("--calibration-method was given with --calibration, whose images are chosen: give one of them")
+    split = read_choice(calibration).split
+    if split != "train":
+        raise InputError(f"{calibration} was chosen from the split {split!r}, which may judge: choose from train")
     return lambda bundle, cohort, advance: read_subset(calibration, cohort)
 
 

@@ -176,6 +176,10 @@ def test_what_cannot_be_chosen_by_is_told(dense, phantom, tmp_path, monkeypatch,
     assert code == 2 and "expected one of random" in error
     code, _, error = commandline.run(monkeypatch, capsys, *words, "herding", "--calibration", tmp_path / "a.toml")
     assert code == 2 and "give one of them" in error
+    subset(phantom.root, tmp_path / "val.toml", 8, "random", None, 1, "val", True, False, None, False, True)
+    code, _, error = commandline.run(monkeypatch, capsys, *words[:-1], "--calibration", tmp_path / "val.toml")
+    assert code == 2 and "choose from train" in error
+    (tmp_path / "val.toml").unlink()
     with pytest.raises(InputError, match="give a model"):
         subset(phantom.root, tmp_path / "a.toml", 24, "herding", None, 1, "train", True, False, None, False, True)
     assert not list(tmp_path.iterdir())
