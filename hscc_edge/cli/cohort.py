@@ -1,4 +1,4 @@
-"""`hscc-edge cohort ...`: make, import and check cohorts."""
+"""`hscc-edge cohort ...`: make, import, check, split, lock and show cohorts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import typer
 
 from hscc_edge.cli.cohort_import import Overwrite, import_, show
 from hscc_edge.cli.cohort_versions import diff, lock, report, split
+from hscc_edge.cli.deidentify import deidentify
 from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.cli.subset import subset
 from hscc_edge.errors import CohortError, GateError
 
 if TYPE_CHECKING:
     from hscc_edge.data.leakage import Findings
 
-app = typer.Typer(help="Make, import and check cohorts.", no_args_is_help=True)
+app = typer.Typer(help="Make, import, check, split, lock and show cohorts.", no_args_is_help=True)
 app.command("import")(import_)
-for verb in (split, lock, diff, report):
+for verb in (split, subset, lock, diff, deidentify, report):
     app.command()(verb)
 
 
