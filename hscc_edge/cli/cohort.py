@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from hscc_edge.cli.deidentify import deidentify
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.cli.subset import subset
 from hscc_edge.errors import CohortError, GateError
-
-if TYPE_CHECKING:
-    from hscc_edge.data.leakage import Findings
 
 app = typer.Typer(help="Make, import, check, split, lock and show cohorts.", no_args_is_help=True)
 app.command("import")(import_)
@@ -50,14 +47,21 @@ def phantom(
 @app.command()
 def check(
     cohort: Annotated[Path, typer.Argument(help="Cohort directory.")],
+    near: Annotated[bool, typer.Option(help="Look for pictures that are nearly equal.")] = True,
+    shortcuts: Annotated[bool, typer.Option(help="Look for what gives the label away.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that read and compare.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Look for unreadable or altered files, missing classes, and pictures or patients on two sides of a split.
+
+    Nearly equal pictures count as equal ones do: other size, window, coding, orientation or border. What gives the
+    label away without disease (borders, corners, size, headers, greys) is a warning.
 
     Exit code 1 if something is found that would spoil a figure.
 
     Example: hscc-edge cohort check cohort
     """
+    from hscc_edge.cli.check import show_findings
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.data.leakage import check_cohort
 
@@ -65,22 +69,8 @@ def check(
     if len(found.classes) < 2:
         raise CohortError(f"the cohort {cohort} has {len(found.classes)} class: a classifier needs at least two")
     with output.progress("check", len(found.instances)) as advance:
-        findings = check_cohort(found, advance)
-    _show_findings(output, findings)
+        findings = check_cohort(found, advance, near=near, shortcuts=shortcuts, jobs=jobs)
+    show_findings(output, findings)
     output.result(findings.to_json())
     if not findings.ok:
         raise GateError(f"the cohort {cohort} has faults that spoil figures taken on it: mend them, then check again")
-
-
-def _show_findings(output: Output, findings: Findings) -> None:
-    classes = list(next(iter(findings.balance.values())))
-    rows = [(split, *counts.values()) for split, counts in findings.balance.items()]
-    output.table("images by split and class", ("split", *classes), rows)
-    exact = findings.to_json()["duplicates"]["exact"]
-    output.say(
-        f"unreadable {len(findings.unreadable)}, altered {len(findings.altered)}, missing {len(findings.missing)}"
-    )
-    output.say(f"exact duplicates: {exact['groups']} groups, {exact['across_splits']} of them across splits")
-    output.say(f"patients in two splits: {findings.shared_patients}")
-    for fault in (*findings.unreadable[:20], *findings.altered[:20], *findings.missing):
-        output.say(f"  {fault}")

@@ -34,10 +34,10 @@ class Output:
 
     as_json: bool = False
 
-    def say(self, text: str) -> None:
-        """Print one line of plain text for a person."""
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print one line of plain text for a person, in a style such as "red" where the terminal has colours."""
         if not self.as_json:
-            _console(stderr=False).print(text, markup=False)
+            _console(stderr=False).print(text, markup=False, style=style)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table for a person; columns after the first are right-aligned."""

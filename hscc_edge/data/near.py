@@ -6,7 +6,7 @@ laid over the other (`alignment.py`). Pairs of one patient are left out: a split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,13 @@ from scipy.sparse.csgraph import connected_components
 from hscc_edge.data.alignment import similarity
 
 Progress = Callable[[int, str], None]
-NEIGHBOURS = 10  # candidates a picture and view
-CLOSE = 0.95  # signatures' cosine from which two pictures are candidates
-DUPLICATE = 0.87
-NEIGHBOURING = 0.75
+Compare = Callable[[Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]], Iterator[NDArray[np.float32]]]
+NEIGHBOURS = 8  # candidates a picture and view
+CLOSE = 0.955  # signatures' cosine from which two pictures are candidates
+DUPLICATE = 0.86  # similarity from which two pictures are one
+NEIGHBOURING = 0.7  # from which they are as alike as neighbouring slices of one head
 VIEWS = ((0, 0), (0, 1), (0, 2), (3, 3))  # whole against whole, against inner parts; foreground against foreground
-BLOCK = 512
+ROWS, PAIRS = 128, 256  # pictures, pairs at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,55 +34,98 @@ class Pair:
     other: int
     similarity: float
 
+    @property
+    def duplicate(self) -> bool:
+        """Whether both are one picture; else they are neighbouring."""
+        return self.similarity >= DUPLICATE
+
+
+def compare(parts: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Similarity (B,) of thumbnails (B, SIDE, SIDE) of each of two parts."""
+    return similarity(*(part.astype(np.float32) for part in parts))
+
 
 def near_pairs(
     thumbs: NDArray[np.uint8],
     signatures: NDArray[np.float16],
     patients: NDArray[np.int64],
+    *,
+    spread: Compare | None = None,
     progress: Progress | None = None,
 ) -> list[Pair]:
     """Pairs of pictures of different patients whose similarity is at least `NEIGHBOURING`.
+
+    Of a group of duplicates not every pair is listed, but enough to join them.
 
     Args:
         thumbs: (N, SIDE, SIDE).
         signatures: (N, views, LENGTH).
         patients: (N,), equal where two pictures are one patient's.
+        spread: runs `compare` on each of many parts, in order; in this process by default.
 
-    Time grows with N^2 for the signatures (blocked products, 4 x 10^-8 s a pair of pictures) and with N for the at most
-    40 N confirmations of about 1 ms; memory with N, 3.2 kB a picture, and one block of BLOCK x N cosines.
+    Time grows with N^2 for the signatures (blocked products, some 10^-8 s a pair of pictures), and with N for the at
+    most 32 N comparisons of about 1 ms; memory with N, 4.9 kB a picture, and with one block of ROWS x N cosines.
     """
-    found = []
+    found: list[Pair] = []
     pairs = candidates(signatures, patients, progress)
-    for start in range(0, len(pairs), BLOCK):
-        part = pairs[start : start + BLOCK]
-        alike = similarity(*(thumbs[part[:, side]].astype(np.float32) for side in (0, 1)))
-        found += [
-            Pair(int(one), int(other), float(value))
-            for (one, other), value in zip(part, alike, strict=True)
-            if value >= NEIGHBOURING
-        ]
+    for start in range(0, len(pairs), 16 * PAIRS):
+        rest = _apart(pairs[start : start + 16 * PAIRS], found, len(thumbs))
+        parts = [rest[place : place + PAIRS] for place in range(0, len(rest), PAIRS)]
+        pictures = ((thumbs[part[:, 0]], thumbs[part[:, 1]]) for part in parts)
+        alike = spread(pictures) if spread else map(compare, pictures)
+        for part, values in zip(parts, alike, strict=True):
+            found += [
+                Pair(int(one), int(other), float(value))
+                for (one, other), value in zip(part, values, strict=True)
+                if value >= NEIGHBOURING
+            ]
         if progress is not None:
-            progress(0, f"near duplicates: {start + len(part)} of {len(pairs)} pairs compared")
+            progress(0, f"near duplicates: {min(start + 16 * PAIRS, len(pairs))} of {len(pairs)} pairs compared")
     return found
 
 
 def candidates(
     signatures: NDArray[np.float16], patients: NDArray[np.int64], progress: Progress | None = None
 ) -> NDArray[np.int64]:
-    """Pairs (P, 2) of different patients that are among each other's nearest by a view's signature, each once."""
+    """Pairs (P, 2) of different patients, nearest by a view's signature, each once, those of larger cosine first."""
     count = np.int64(len(signatures))
-    keys: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+    keys, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
     for one, other in VIEWS:
         base = signatures[:, other].astype(np.float32)
-        for start in range(0, len(base), BLOCK):
-            rows, columns = _nearest(
-                signatures[start : start + BLOCK, one].astype(np.float32) @ base.T, patients, start
-            )
+        for start in range(0, len(base), ROWS):
+            cosines = signatures[start : start + ROWS, one].astype(np.float32) @ base.T
+            rows, columns = _nearest(cosines, patients, start)
+            values.append(cosines[rows - start, columns])
             keys.append(np.minimum(rows, columns) * count + np.maximum(rows, columns))
-            if progress is not None:
-                progress(0, f"near duplicates: {start + BLOCK} of {count} pictures searched")
-    found = np.unique(np.concatenate(keys))
-    return np.stack([found // count, found % count], axis=1)
+        if progress is not None:
+            progress(0, f"near duplicates: view {one}.{other} of {count} pictures searched")
+    order = np.argsort(-np.concatenate(values), kind="stable")
+    ordered = np.concatenate(keys)[order]
+    _, first = np.unique(ordered, return_index=True)
+    found = ordered[np.sort(first)]
+    return np.stack([found // count, found % count], axis=1) if len(found) else np.empty((0, 2), dtype=np.int64)
+
+
+def groups(links: Iterable[tuple[int, int]], count: int) -> Iterator[NDArray[np.int64]]:
+    """Of `count` pictures those that are linked, directly or through others."""
+    owner = owners(links, count)
+    order = np.argsort(owner, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        if len(members) > 1:
+            yield members
+
+
+def owners(links: Iterable[tuple[int, int]], count: int) -> NDArray[np.int64]:
+    """The number (count,) of each picture's group; one that is not linked is alone in its own."""
+    ends = np.array(list(links), dtype=np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _apart(pairs: NDArray[np.int64], found: Sequence[Pair], count: int) -> NDArray[np.int64]:
+    """The pairs that are not in one group yet."""
+    owner = owners(((pair.one, pair.other) for pair in found if pair.duplicate), count)
+    return np.asarray(pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]])
 
 
 def _nearest(
@@ -96,14 +140,3 @@ def _nearest(
     first = np.searchsorted(rows, rows)  # where the row's own entries begin
     kept = np.arange(len(rows)) - first < NEIGHBOURS
     return rows[kept] + start, columns[kept]
-
-
-def groups(pairs: Sequence[Pair], count: int) -> Iterator[NDArray[np.int64]]:
-    """The pictures, of `count`, that pairs join, directly or through others."""
-    links = np.array([(pair.one, pair.other) for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(count, count))
-    _, owner = connected_components(graph, directed=False)
-    order = np.argsort(owner, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-        if len(members) > 1:
-            yield members

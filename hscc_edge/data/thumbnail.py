@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.stats import rankdata
 
-SIDE = 48
+SIDE = 64
 FLOOR = 0.08  # of the grey range; what is darker is background, whose noise must not be ranked
 FREQUENCIES = 10
 CROPS = (0.0, 0.025, 0.05)
 SPREAD = 2.1  # standard deviations of the foreground's mass that a normalised view reaches
+VIEWS = len(CROPS) + 1
 LENGTH = FREQUENCIES * FREQUENCIES - 1
 _U, _V = np.triu_indices(FREQUENCIES)
 _WEIGHTS = np.sqrt(np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES)))
@@ -36,12 +37,12 @@ def thumbnail(pixels: NDArray[np.float32]) -> NDArray[np.uint8] | None:
 
 
 def signatures(thumb: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Unit vectors (len(CROPS) + 1, LENGTH): of the thumbnail, of its inner parts, and of its normalised foreground.
+    """Unit vectors (VIEWS, LENGTH): of the thumbnail, of its inner parts, and of its normalised foreground.
 
-    A copy whose borders were cropped has the whole picture's signature where the original has an inner part's. Each is
+    The whole of a copy whose borders were cropped has the signature of an inner part of the original. A signature is
     made of magnitudes of the DCT's low frequencies, weighted by the root of the frequency. A mirrored picture differs
-    in the signs alone, a transposed one has c[u, v] and c[v, u] exchanged: the larger and the smaller of both magnitudes
-    are equal for all eight symmetries of a square.
+    in the signs alone, a transposed one has c[u, v] and c[v, u] exchanged: the larger and the smaller of both
+    magnitudes are equal for all eight symmetries of a square.
     """
     image = thumb.astype(np.float64)
     spans = [(crop, 1 - crop) for crop in CROPS]
@@ -56,7 +57,7 @@ def resampling(start: NDArray[np.float64], stop: NDArray[np.float64], side: int)
     """
     part = (np.arange(side) + 0.5) / side
     places = (start[..., None] + (stop - start)[..., None] * part) * side - 0.5
-    return np.maximum(1 - np.abs(places[..., None] - np.arange(side)), 0).astype(np.float32)
+    return np.asarray(np.maximum(1 - np.abs(places[..., None] - np.arange(side)), 0), dtype=np.float32)
 
 
 def _view(image: NDArray[np.float64], rows: tuple[float, float], columns: tuple[float, float]) -> NDArray[np.float64]:
