@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import warnings
+import zlib  # noqa: F401  before gdcm: its libraries hold a zlib of their own, which libz would call if loaded after
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -137,12 +138,14 @@ def cases() -> Iterator[Case]:
 
 
 def write(case: Case, folder: Path) -> Path:
-    """The case's file in `folder`.
+    """The case's file in `folder`, written if it is not there yet.
 
     Raises:
         RuntimeError: if its writer cannot write it.
     """
     source, target = folder / f"{case.kind}.dcm", folder / f"{case}.dcm".replace("/", " ")
+    if target.exists():
+        return target
     if not source.exists():
         dataset(case.kind).save_as(source, enforce_file_format=True)
     with warnings.catch_warnings():

@@ -22,6 +22,8 @@ from hscc_edge.errors import DicomError
 # Bits that are not stored are cut off below, HighBit and all; pydicom's own way does not look at it.
 NATIVE: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
 JPEG12 = "gdcm-12"
+# A panic in a decoder in Rust (pylibjpeg-rle) is a BaseException of this module, that nobody can import.
+RUST_PANIC = "pyo3_runtime"
 if JPEG12 not in JPEGExtended12BitDecoder.available_plugins:
     JPEGExtended12BitDecoder.add_plugin(JPEG12, ("hscc_edge.data.jpeg12", "decode_frame"))
 
@@ -210,9 +212,11 @@ def _encoded(
             warnings.simplefilter("ignore")
             try:
                 samples, found = decoder.as_array(buffer, index=0, raw=True, decoding_plugin=plugin, **alone)
-            except Exception as error:  # native decoders raise whatever they like
-                failures.append(f"{decoder_name(plugin, decoder.UID)}: {type(error).__name__}")
-                continue
+            except BaseException as error:  # native decoders raise whatever they like
+                if isinstance(error, Exception) or type(error).__module__ == RUST_PANIC:
+                    failures.append(f"{decoder_name(plugin, decoder.UID)}: {type(error).__name__}")
+                    continue
+                raise
         stored = _stored(samples, dataset, decoder.UID)
         return Decoded(stored, str(found["photometric_interpretation"]), decoder_name(plugin, decoder.UID))
     raise DicomError(

@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import filereader
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -30,7 +30,7 @@ from hscc_edge.errors import DicomError
 # What pydicom raises on files that are damaged or lie; a RecursionError, from deep nesting, is a RuntimeError.
 FAULTS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError,
-    TypeError, ValueError, MemoryError, struct.error, zlib.error,
+    TypeError, ValueError, MemoryError, struct.error, zlib.error, BytesLengthException,
 )  # fmt: skip
 PREAMBLE = 132  # with the prefix "DICM", PS3.10 section 7.1
 META_GROUP, TRANSFER_SYNTAX = 2, Tag("TransferSyntaxUID")
@@ -226,6 +226,8 @@ def _told(name: str) -> Iterator[None]:
             yield
         except DicomError as error:
             raise DicomError(f"{name}: {error}") from error
+        except MemoryError as error:
+            raise DicomError(f"{name} needs more memory than there is: leave it out, or give more") from error
         except FAULTS as error:
             raise DicomError(
                 f"{name} has malformed attributes of its pixels ({type(error).__name__}): leave it out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib  # noqa: F401  before gdcm: its wheel has a zlib of its own, and a libz loaded after it frees memory twice
+
 from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import JPEGExtended12Bit
 
