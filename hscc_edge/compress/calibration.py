@@ -165,6 +165,8 @@ def _one(network: nn.Module, head: Head, images: torch.Tensor, generator: torch.
 
     def watch(name: str) -> Callable[..., torch.Tensor]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if len(output) % len(images):
+                return output  # a layer that sees no image, as one of relative positions
             kept = output if output.requires_grad else output.detach().requires_grad_()
             outputs.setdefault(name, []).append(kept)
             inputs[name] = args[0].detach()
@@ -185,23 +187,22 @@ def _one(network: nn.Module, head: Head, images: torch.Tensor, generator: torch.
     sketches: dict[str, torch.Tensor] = {}
     for (name, output), gradient in zip(flat, gradients, strict=True):
         given = torch.zeros_like(output) if gradient is None else gradient
-        found = torch.cat([_sketch(part.detach(), linear[name], name) for part in (output, given)], dim=1)
+        found = torch.cat(
+            [_sketch(_rows(part.detach(), linear[name], len(images)), name) for part in (output, given)], dim=1
+        )
         sketches[name] = sketches[name] + found if name in sketches else found
     last = max((name for name in outputs if linear[name]), key=list(inputs).index, default=list(inputs)[-1])
     return {
-        "last": _narrow(_pooled(inputs[last], linear[last])),
+        "last": _narrow(_rows(inputs[last], linear[last], len(images)).mean(dim=1)),
         "probabilities": logits.detach().softmax(1) if head.kind == "softmax" else logits.detach().sigmoid(),
         "moments": torch.cat(list(sketches.values()), dim=1),
     }
 
 
-def _rows(maps: torch.Tensor, linear: bool) -> torch.Tensor:
-    """(B, positions, m) of a layer's maps."""
-    return maps.reshape(len(maps), -1, maps.shape[-1]) if linear else maps.flatten(2).transpose(1, 2)
-
-
-def _pooled(maps: torch.Tensor, linear: bool) -> torch.Tensor:
-    return _rows(maps, linear).mean(dim=1)
+def _rows(maps: torch.Tensor, linear: bool, images: int) -> torch.Tensor:
+    """(images, positions, m) of a layer's maps; an image's windows or views lie side by side along the batch."""
+    last = maps if linear else maps.flatten(2).transpose(1, 2)
+    return last.reshape(images, -1, last.shape[-1])
 
 
 def _signs(rows: int, columns: int, name: str) -> torch.Tensor:
@@ -210,9 +211,8 @@ def _signs(rows: int, columns: int, name: str) -> torch.Tensor:
     return 2.0 * torch.randint(0, 2, (rows, columns), generator=torch.Generator().manual_seed(seed)) - 1.0
 
 
-def _sketch(maps: torch.Tensor, linear: bool, name: str) -> torch.Tensor:
-    """(B, SKETCH): the mean over positions of (r^T y)(s^T y)."""
-    rows = _rows(maps, linear)
+def _sketch(rows: torch.Tensor, name: str) -> torch.Tensor:
+    """(B, positions, m) -> (B, SKETCH): the mean over positions of (r^T y)(s^T y)."""
     signs = _signs(rows.shape[-1], 2 * SKETCH, name)
     found = rows @ signs
     return torch.mean(found[..., :SKETCH] * found[..., SKETCH:], dim=1)

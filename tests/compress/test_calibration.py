@@ -87,6 +87,26 @@ def test_a_network_without_a_linear_gives_its_last_convolutions_input():
     assert np.allclose(measure(network, HEAD, batches_of(images, 4))["last"], wanted, atol=1e-5)
 
 
+class Windows(nn.Module):
+    """Two halves of each image along the batch, through one Linear, and a Linear that sees no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.place, self.outer = nn.Linear(8, 5), nn.Linear(2, 5), nn.Linear(10, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        halves = self.inner(images.reshape(2 * len(images), 8)) + self.place(torch.ones(1, 2))
+        return self.outer(halves.reshape(len(images), 10))
+
+
+def test_windows_along_the_batch_are_their_images():
+    network, images = Windows().eval(), torch.randn(6, 1, 4, 4)
+    found = measure(network, HEAD, batches_of(images, 6))["moments"]
+    assert found.shape == (6, 2 * SKETCH * 2)
+    one = measure(network, HEAD, batches_of(images[3:5], 2))["moments"]
+    assert np.allclose(found[3:5, :SKETCH], one[:, :SKETCH], atol=1e-5)
+
+
 def test_features_are_in_units_of_the_pool():
     random = np.random.default_rng(0)
     raw = {
