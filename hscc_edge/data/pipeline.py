@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from hscc_edge.data.cache import kept, key_of
+from hscc_edge.data.case import read_input
 from hscc_edge.data.cohort import Cohort, Instance
-from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import Preprocess
-from hscc_edge.data.series import RULES, SeriesRules, VolumeRules, read_case
+from hscc_edge.data.series import RULES, SeriesRules, VolumeRules
 from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import CohortError, ConfigError, DicomError, HsccError, extra
 
@@ -87,9 +87,8 @@ class Read(Transform):
         return kept(self.store, key, lambda: self._made(paths, frame))
 
     def _made(self, paths: list[Path], frame: int | None) -> Pixels:
-        if self.preprocess.volume:
-            return self.preprocess.begin(read_case(paths, self.series, self.rules))
-        return self.preprocess.begin(read_image(paths[0], frame))
+        found = read_input(paths, self.preprocess, frame=frame, series=self.series, rules=self.rules)
+        return self.preprocess.begin(found)
 
 
 class Augment(Transform, RandomizableTrait):

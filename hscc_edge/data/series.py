@@ -330,15 +330,3 @@ def _compiled(pattern: Any, key: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"the rule {key} of a series is no regular expression ({error}): mend it") from error
-
-
-def read_case(paths: Iterable[Path], series: SeriesRules | None = None, rules: VolumeRules = RULES) -> Volume:
-    """The volume of a case: of its only series, or of the one that the rules choose.
-
-    Raises:
-        DicomError: as `choose` and `read_volume` do.
-    """
-    if series is None:
-        return read_volume(paths, rules)
-    chosen = choose((item for path in paths for item in slices_of(path)), series)
-    return read_volume(dict.fromkeys(item.source for item in chosen), rules)

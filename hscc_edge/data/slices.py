@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import pydicom
 
 from hscc_edge.data.dicom import FAULTS, read_dataset
+from hscc_edge.data.facts import quiet
 from hscc_edge.data.frames import frame_count, frame_dataset
 from hscc_edge.data.geometry import Geometry, geometry_of, stack_of
 from hscc_edge.errors import DicomError
@@ -55,8 +55,7 @@ def slices_of(path: Path) -> list[Slice]:
         DicomError: if the file or its geometry is malformed.
     """
     dataset = read_dataset(path, pixels=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             return [_slice(path, index, frame_dataset(dataset, index)) for index in range(frame_count(dataset))]
         except DicomError as error:
@@ -173,6 +172,8 @@ def one_group(slices: Sequence[Slice], group: int) -> Sequence[Slice]:
     for slot, item in zip(slots, slices, strict=True):
         places.setdefault(slot, []).append(item)
     telling = [i for i in range(len(GROUPS)) if any(len({item.facts[i] for item in p}) > 1 for p in places.values())]
+    if not telling and group > 1:
+        raise DicomError(f"the series has one image at each position: expected {group} groups; take group 1")
     if not telling:
         return slices
     keys = {place: sorted({_key(item, telling) for item in items}) for place, items in places.items()}

@@ -12,7 +12,7 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, RandFlipd
 
-from hscc_edge.data import pipeline
+from hscc_edge.data import case
 from hscc_edge.data.cache import key_of
 from hscc_edge.data.cohort import stream
 from hscc_edge.data.pipeline import Finish, Read, dataset, loader
@@ -114,8 +114,8 @@ def test_on_error_is_one_of_two(few):
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths of the files that were decoded."""
-    read, paths = pipeline.read_image, []
-    monkeypatch.setattr(pipeline, "read_image", lambda path, frame: paths.append(path) or read(path, frame))
+    read, paths = case.read_image, []
+    monkeypatch.setattr(case, "read_image", lambda path, frame: paths.append(path) or read(path, frame))
     return paths
 
 

@@ -158,10 +158,10 @@ def test_the_same_seed_gives_the_same_batches(phantom):
 
 def test_the_cache_reads_each_file_once(phantom, monkeypatch):
     """MONAI caches only what it takes for a deterministic transform: count the reads."""
-    from hscc_edge.data import pipeline
+    from hscc_edge.data import case
 
-    read, count = pipeline.read_image, []
-    monkeypatch.setattr(pipeline, "read_image", lambda path, frame: count.append(path) or read(path, frame))
+    read, count = case.read_image, []
+    monkeypatch.setattr(case, "read_image", lambda path, frame: count.append(path) or read(path, frame))
     part = phantom.select("val")
     batches = loader(part, parse_preprocess(STEPS), batch_size=4, shuffle=True, seed=0, augment=True, cache=True)
     for _ in range(3):

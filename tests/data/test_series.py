@@ -231,6 +231,13 @@ def test_sizes_colours_and_too_few_are_told(tmp_path, pixels):
         read_volume([])
 
 
+def test_a_group_that_is_not_there_is_told(tmp_path, pixels):
+    files = write(tmp_path / "plain", [slice_of(k, pixels[k]) for k in range(4)])
+    assert np.array_equal(read_volume(files, VolumeRules(group=1)).pixels, pixels[:4])
+    with pytest.raises(DicomError, match="one image at each position: expected 2 groups"):
+        read_volume(files, VolumeRules(group=2))
+
+
 def test_one_slice_has_its_thickness(tmp_path, pixels):
     volume = read_volume(write(tmp_path / "one", [slice_of(0, pixels[0])]))
     assert volume.pixels.shape == (1, ROWS, COLUMNS) and volume.spacing_mm == pytest.approx((STEP, *SPACING))

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from made_series import COLUMNS, ROWS, enhanced, slice_of, values_of, write
 from pydicom.uid import generate_uid
 
+from hscc_edge.data.case import read_input
+from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.series import (
     SeriesRules,
     VolumeRules,
     choose,
     parse_series_rules,
     parse_volume_rules,
-    read_case,
     read_volume,
 )
 from hscc_edge.data.slices import slices_of
@@ -103,12 +104,30 @@ def test_one_series_is_chosen_by_rules(several):
     assert {item.series for item in choose(several, plain)} == {"1.2.3.4"}
 
 
-def test_the_chosen_series_is_read(several):
+def test_the_chosen_series_is_read_for_a_volume_and_one_file_for_an_image(several):
     paths = list(dict.fromkeys(item.source for item in several))
-    volume = read_case(paths, SeriesRules(contrast=True))
+    side = {"name": "resize", "height": 8, "width": 8}
+    flat, deep = parse_preprocess([side]), parse_preprocess([{**side, "depth": 4}])
+    volume = read_input(paths, deep, series=SeriesRules(contrast=True))
     assert {path.parent.name for path, _ in volume.sources} == {"1.2.3.5"} and len(volume.pixels) == 6
     with pytest.raises(DicomError, match="3 different series"):
-        read_case(paths)
+        read_input(paths, deep)
+    assert read_input(paths[:1], flat).pixels.shape == (ROWS, COLUMNS)
+    with pytest.raises(DicomError, match="24 files given"):
+        read_input(paths, flat)
+
+
+def test_nothing_of_a_header_is_logged(tmp_path, caplog):
+    datasets = [slice_of(k, plane) for k, plane in enumerate(values_of(2))]
+    tag = pydicom.tag.Tag("FrameOfReferenceUID")
+    datasets[0]._dict[tag] = pydicom.dataelem.RawDataElement(tag, "UI", 12, b"Nobody^Ann 7", 0, False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = write(tmp_path / "odd", datasets)
+    caplog.clear()
+    with pytest.raises(DicomError, match="2 different frames of reference") as told:
+        read_volume(files)
+    assert "Nobody" not in caplog.text + str(told.value)
 
 
 def test_an_ambiguous_choice_and_none_are_told_in_counts(several):
