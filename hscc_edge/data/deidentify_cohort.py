@@ -16,10 +16,11 @@ from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, Instance, write_cohort
 from hscc_edge.data.deidentify import deidentify_dataset, is_deidentified
 from hscc_edge.data.deidentify_burned import has_text_like, header_warnings
+from hscc_edge.data.deidentify_lists import MALFORMED
 from hscc_edge.data.deidentify_profile import EDITION, Profile
 from hscc_edge.data.deidentify_report import Report
 from hscc_edge.data.deidentify_values import Keyed
-from hscc_edge.data.dicom import FAULTS, read_dataset, read_image
+from hscc_edge.data.dicom import read_dataset, read_image
 from hscc_edge.errors import CohortError, DicomError
 
 Progress = Callable[[int, str], None]
@@ -122,11 +123,11 @@ def _write(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result.save_as(buffer, enforce_file_format=True)
-    except FAULTS as error:
+    except MALFORMED as error:
         raise DicomError(f"what is left cannot be written ({type(error).__name__}): leave the file out") from error
     content = buffer.getvalue()
     target = draft / "dicom" / _name(number)
-    durable.write_bytes(target, content)
+    target.write_bytes(content)  # synced with its directory at the end
     report.note_text(result)
     _warn(result, target, report)
     return result, hashlib.sha256(content).hexdigest()

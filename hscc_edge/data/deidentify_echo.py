@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydicom import DataElement, Dataset
 
-from hscc_edge.data.dicom import FAULTS
+from hscc_edge.data.deidentify_lists import MALFORMED
 
 _NUMBERED = (
     "PatientID OtherPatientIDs AccessionNumber AdmissionID MedicalRecordLocator PatientTelephoneNumbers StudyID "
@@ -57,7 +57,7 @@ def _elements(dataset: Dataset) -> Iterator[DataElement]:
     for tag in sorted(dataset.keys()):
         try:
             element = dataset[tag]
-        except FAULTS:
+        except MALFORMED:
             continue
         if element.VR == "SQ":
             for item in element.value:

@@ -10,7 +10,7 @@ from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import get_expected_length
 
-from hscc_edge.data.dicom import FAULTS
+from hscc_edge.data.deidentify_lists import MALFORMED
 from hscc_edge.errors import DicomError
 
 SOI, SOC = b"\xff\xd8", b"\xff\x4f"
@@ -30,7 +30,7 @@ def clean_pixel_data(dataset: Dataset, result: Dataset, counts: Counter[str]) ->
     try:
         clean = _compressed if dataset.file_meta.TransferSyntaxUID.is_encapsulated else _native
         changed = clean(dataset, result)
-    except FAULTS as error:
+    except MALFORMED as error:
         raise DicomError(
             f"the pixel data cannot be told from what may hide in them ({type(error).__name__}): leave the file out"
         ) from error

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 
+from pydicom.errors import BytesLengthException
+
+from hscc_edge.data.dicom import FAULTS
+
+# what reading or writing a malformed element can raise
+MALFORMED = (*FAULTS, BytesLengthException)
+
 # Text that a machine writes of itself or of its technique; every other text outside the table goes.
 _TECHNICAL = (
     "Manufacturer ManufacturerModelName SoftwareVersions MappingResourceName SecondaryCaptureDeviceManufacturer "

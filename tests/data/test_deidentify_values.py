@@ -116,6 +116,37 @@ def test_twice_is_refused():
         deidentify_dataset(once, Profile(), KEY)
 
 
+@pytest.mark.parametrize("lacks", ["SOPClassUID", "SOPInstanceUID", "TransferSyntaxUID"])
+def test_what_is_no_file_is_refused(lacks):
+    dataset = real()
+    del (dataset.file_meta if lacks == "TransferSyntaxUID" else dataset)[lacks]
+    with pytest.raises(DicomError, match="lacks a transfer syntax"):
+        deidentify_dataset(dataset, Profile(), KEY)
+
+
+def test_former_encrypted_and_signed_attributes_go():
+    former = item(ModifiedAttributesSequence=[item(Rows=1)], ReasonForTheAttributeModification="COERCE")
+    dataset = real(OriginalAttributesSequence=[former], EncryptedAttributesSequence=[item(EncryptedContent=b"ab")])
+    dataset.DigitalSignaturesSequence = [item(Signature=b"ab")]
+    done = deidentify_dataset(dataset, Profile(), KEY)
+    assert not [
+        element.keyword for element in done if "AttributesSequence" in element.keyword or "Digital" in element.name
+    ]
+
+
+def test_text_in_the_place_of_a_number_or_uid_goes():
+    content = io.BytesIO()
+    real(PatientAge="033Y", EchoTime="240.1", SeriesNumber="123456", FrameOfReferenceUID="1.2.34").save_as(content)
+    broken = content.getvalue()
+    for value, other in ((b"240.1 ", b"Anna\\1"), (b"123456", b"Muelle"), (b"1.2.34", b"Anna.M")):
+        assert broken.count(value) == 1
+        broken = broken.replace(value, other)
+    for profile in (Profile(), Profile(retain_uids=True)):
+        done = io.BytesIO()
+        deidentify_dataset(pydicom.dcmread(io.BytesIO(broken)), profile, KEY).save_as(done, enforce_file_format=True)
+        assert not [word for word in (b"Anna", b"Muelle") if word in done.getvalue()]
+
+
 def test_what_was_done_is_said():
     done = deidentify_dataset(real(), Profile(dates="keep", retain_uids=True), KEY)
     assert done.PatientIdentityRemoved == "YES" and done.LongitudinalTemporalInformationModified == "UNMODIFIED"
