@@ -123,6 +123,11 @@ class ContainedReader:
             raise _Gone("gave a malformed answer")
         try:
             told = json.loads(_received(child, size, until))
+            if "memory" in told:
+                raise DicomError(
+                    f"{path} cannot be decoded: its decoder took more memory than "
+                    f"{self._containment.memory_mib} MiB; leave it out, or allow more"
+                )
             if "error" in told:
                 raise DicomError(str(told["error"]))
             shape = tuple(int(part) for part in told["shape"])
@@ -177,6 +182,8 @@ def _write(answers: BinaryIO, read: Callable[[], Image]) -> None:
         arrays = [array for array in (image.pixels, image.padding) if array is not None]
     except DicomError as error:
         told, arrays = {"error": str(error)}, []
+    except MemoryError:
+        told, arrays = {"memory": True}, []
     content = json.dumps(told).encode()
     answers.write(HEADER.pack(len(content)) + content)
     for array in arrays:
