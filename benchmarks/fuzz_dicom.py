@@ -35,7 +35,7 @@ from hscc_edge.errors import DicomError
 
 SECONDS = 5.0
 MEMORY_MIB = 2048
-LIMITS = Limits(file_bytes=256 * MIB, samples=1 << 26, frames=1 << 16, decoded_bytes=256 * MIB)
+LIMITS = Limits(256 * MIB, 256 * MIB, samples=1 << 26, frames=1 << 16, decoded_bytes=256 * MIB)
 FRAMES = 3
 UID = re.compile(r"\d+(\.\d+){5,}")
 

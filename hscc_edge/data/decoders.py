@@ -21,6 +21,7 @@ from hscc_edge.errors import DicomError
 
 # Bits that are not stored are cut off below, HighBit and all; pydicom's own way does not look at it.
 NATIVE: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
+SIZES = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
 JPEG12 = "gdcm-12"
 # A panic in a decoder in Rust (pylibjpeg-rle) is a BaseException of this module, that nobody can import.
 RUST_PANIC = "pyo3_runtime"
@@ -93,9 +94,10 @@ def decode(dataset: Dataset, index: int, limits: Limits = LIMITS, *, plugin: str
     Raises:
         DicomError: if its size is over a limit, no installed decoder reads its transfer syntax, or all of them fail.
     """
-    decoder, options = _prepare(dataset, limits)
+    decoder, _ = _prepare(dataset, limits)
     if decoder.is_native:
         return _native(decoder, dataset, index)
+    options = as_pixel_options(dataset, pixel_keyword="PixelData")
     try:
         encoded = get_frame(
             dataset.PixelData, index,
@@ -112,11 +114,11 @@ def decode_each(dataset: Dataset, limits: Limits = LIMITS) -> Iterator[Decoded]:
     Raises:
         DicomError: as `decode` does; also if the file ends before its last frame.
     """
-    decoder, options = _prepare(dataset, limits)
-    count = int(options["number_of_frames"])
+    decoder, count = _prepare(dataset, limits)
     if decoder.is_native:
         yield from (_native(decoder, dataset, index) for index in range(count))
         return
+    options = as_pixel_options(dataset, pixel_keyword="PixelData")
     encoded = generate_frames(
         dataset.PixelData, number_of_frames=count, extended_offsets=options.get("extended_offsets")
     )
@@ -141,7 +143,8 @@ def decoder_name(plugin: str, syntax: str) -> str:
     return FAMILIES[syntax].pylibjpeg if plugin == "pylibjpeg" else "gdcm" if plugin == JPEG12 else plugin
 
 
-def _prepare(dataset: Dataset, limits: Limits) -> tuple[Decoder, dict[str, Any]]:
+def _prepare(dataset: Dataset, limits: Limits) -> tuple[Decoder, int]:
+    """The decoder and the number of frames, once the sizes that the header claims are allowed."""
     decoder = _decoder_of(dataset)
     keyword = next((keyword for keyword in PIXELS if keyword in dataset), None)
     if keyword is None:
@@ -150,11 +153,9 @@ def _prepare(dataset: Dataset, limits: Limits) -> tuple[Decoder, dict[str, Any]]
         raise DicomError(f"it has {keyword} in {decoder.UID.name}: expected uncompressed samples; fetch it again")
     count = frame_count(dataset, limits)
     try:
-        options = as_pixel_options(dataset, pixel_keyword=keyword, number_of_frames=count)
-        sizes = [int(options[name]) for name in ("rows", "columns", "samples_per_pixel", "bits_allocated")]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        rows, columns, samples, bits = (int(dataset[name].value) for name in SIZES)
+    except (KeyError, TypeError, ValueError) as error:
         raise DicomError("it lacks rows, columns or another attribute of its pixels: fetch it again") from error
-    rows, columns, samples, bits = sizes
     if not 0 < rows * columns * samples <= limits.samples:
         raise DicomError(
             f"it claims {rows} x {columns} pixels of {samples} samples: expected 1 to {limits.samples} in all; "
@@ -165,7 +166,7 @@ def _prepare(dataset: Dataset, limits: Limits) -> tuple[Decoder, dict[str, Any]]
             f"it claims {rows} x {columns} x {samples} samples of {bits} bits: expected at most "
             f"{limits.decoded_bytes} bytes; leave it out"
         )
-    return decoder, options
+    return decoder, count
 
 
 def _decoder_of(dataset: Dataset) -> Decoder:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +34,7 @@ FAULTS = (
     TypeError, ValueError, MemoryError, struct.error, zlib.error, BytesLengthException,
 )  # fmt: skip
 PREAMBLE = 132  # with the prefix "DICM", PS3.10 section 7.1
+MOST_INFLATION = 1032  # of deflate's output to its input, https://zlib.net/zlib_tech.html
 META_GROUP, TRANSFER_SYNTAX = 2, Tag("TransferSyntaxUID")
 
 
@@ -128,11 +130,8 @@ def read_dataset(source: Path | BinaryIO, *, pixels: bool, limits: Limits = LIMI
         DicomError: if there is no such file, it is not DICOM, is damaged, or is over a limit as it is or inflated.
     """
     name = _name(source)
-    if isinstance(source, Path):
-        if not source.is_file():
-            raise DicomError(f"{source} does not exist or is no file: give a DICOM file")
-        if (size := source.stat().st_size) > limits.file_bytes:
-            raise DicomError(f"{source} has {size} bytes: expected at most {limits.file_bytes}; leave it out")
+    if isinstance(source, Path) and not source.is_file():
+        raise DicomError(f"{source} does not exist or is no file: give a DICOM file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -167,6 +166,18 @@ def headers_of(dataset: pydicom.Dataset, name: str) -> Headers:
 
 def _parsed(file: BinaryIO, name: str, pixels: bool, limits: Limits) -> pydicom.Dataset:
     start = file.tell()
+    size = file.seek(0, SEEK_END) - start
+    if size > limits.file_bytes:
+        raise DicomError(f"{name} has {size} bytes: expected at most {limits.file_bytes}; leave it out")
+    if size * MOST_INFLATION > limits.inflated_bytes:
+        file.seek(start)
+        _check_inflation(file, name, limits)
+    file.seek(start)
+    return pydicom.dcmread(file, stop_before_pixels=not pixels)
+
+
+def _check_inflation(file: BinaryIO, name: str, limits: Limits) -> None:
+    """Refuse a deflated data set that is larger than is allowed, which pydicom would inflate whole."""
     if file.read(PREAMBLE)[128:] != b"DICM":
         raise InvalidDicomError
     meta = filereader.read_dataset(
@@ -174,11 +185,9 @@ def _parsed(file: BinaryIO, name: str, pixels: bool, limits: Limits) -> pydicom.
     )
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(file.read(), limits.file_bytes)
+        inflater.decompress(file.read(), limits.inflated_bytes)
         if inflater.unconsumed_tail:
-            raise DicomError(f"{name} inflates to over {limits.file_bytes} bytes: expected no more; leave it out")
-    file.seek(start)
-    return pydicom.dcmread(file, stop_before_pixels=not pixels)
+            raise DicomError(f"{name} inflates to over {limits.inflated_bytes} bytes: expected no more; leave it out")
 
 
 def _image_dataset(source: Path | BinaryIO, limits: Limits) -> tuple[pydicom.Dataset, Headers]:

@@ -177,9 +177,9 @@ def test_limits_hold_before_memory_is_asked_for(limits, words):
 def test_a_deflated_bomb_is_refused(tmp_path, folder):
     case = next(case for case in CASES if case.syntax == uid.DeflatedExplicitVRLittleEndian)
     path = encoders.write(case, folder)
-    assert read_image(path, limits=Limits(file_bytes=1 << 20)).pixels.size
+    assert read_image(path, limits=Limits(inflated_bytes=1 << 20)).pixels.size
     with pytest.raises(DicomError, match="inflates to over 6000 bytes"):
-        read_image(io.BytesIO(path.read_bytes()), limits=Limits(file_bytes=6000))
+        read_image(io.BytesIO(path.read_bytes()), limits=Limits(inflated_bytes=6000))
     with pytest.raises(DicomError, match="bytes: expected at most 100"):
         read_dataset(path, pixels=True, limits=Limits(file_bytes=100))
 
