@@ -50,7 +50,7 @@ class Read(Transform):
     It is a `Transform`, since MONAI caches the results of no other callable.
 
     Args:
-        on_error: "stop" raises a `DicomError`; with "skip" the item gets "image": None and the reason as "fault", and
+        on_error: "stop" raises our own error; with "skip" the item gets "image": None and the error as "fault", and
             `Finish` lets it through.
         store: directory that keeps results from run to run (`data/cache.py`).
         series: which series of a case is read, where its files are of several; `rules`: how it becomes a volume.
@@ -75,10 +75,10 @@ class Read(Transform):
         paths = [source] if isinstance(source, Path) else list(source)
         try:
             return {**item, "image": torch.from_numpy(self._kept(paths, frame))}
-        except DicomError as error:
+        except HsccError as error:
             if self.on_error == "stop":
                 raise
-            return {**item, "image": None, "fault": str(error)}
+            return {**item, "image": None, "fault": error.with_traceback(None)}
 
     def _kept(self, paths: list[Path], frame: int | None) -> Pixels:
         if self.store is None:
@@ -239,7 +239,7 @@ def loader(
 
 
 def collate(items: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Images and labels of the items that could be read, stacked, and {file: reason} of the others as "skipped"."""
+    """Images and labels of the items that could be read, stacked, and {file: error} of the others as "skipped"."""
     found = list(items)
     whole = [{"image": item["image"], "label": item["label"]} for item in found if item["image"] is not None]
     skipped = {item["file"]: item["fault"] for item in found if item["image"] is None}
@@ -268,10 +268,11 @@ class Batches:
                 batch: dict[str, Any] | None = next(batches, None)
             if batch is None:
                 return
-            faults = batch.pop("skipped")
-            if faults and self.stop:
-                raise DicomError(next(iter(faults.values())))
-            self.skipped.update(faults)
+            faults: dict[str, HsccError] = batch.pop("skipped")
+            for file, error in faults.items():
+                if self.stop or not isinstance(error, DicomError):
+                    raise error
+                self.skipped[file] = str(error)
             if batch:
                 yield batch
 

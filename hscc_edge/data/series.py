@@ -24,6 +24,7 @@ from hscc_edge.data.volume import Volume
 from hscc_edge.errors import ConfigError, DicomError
 
 MAX_VOXELS = 1 << 29
+MOST_FILLED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class VolumeRules:
         plane: keep only slices of this plane (axial, coronal, sagittal); "" expects one orientation.
         group: which image to take where several share each position (echoes, time points, b-values), from 1, in the
             order of GROUPS; 0 expects one.
-        missing: a gap is refused ("refuse"), filled by linear interpolation between its neighbours ("fill"), or left
-            out ("allow": positions beyond it are then wrong).
+        missing: a gap is refused ("refuse"), filled by linear interpolation between its neighbours ("fill", at most
+            one slice in ten), or left out ("allow": positions beyond it are then wrong).
         tilt: slices that lean (gantry tilt) are refused ("refuse"), or shifted within their planes onto an upright
             grid, wide enough for all ("resample").
         minimum_slices: fewer are refused.
@@ -123,6 +124,10 @@ def _stack(slices: Sequence[Slice], rules: VolumeRules) -> Stack:
         raise DicomError(
             f"the series lacks {missing} slice(s) between {low:.2f} and {high:.2f} mm (after slice {place + 1}), and "
             f"{len(stack.empty)} of {stack.depth} in all: fetch all of the series, or fill missing slices"
+        )
+    if len(stack.empty) > MOST_FILLED * stack.depth:
+        raise DicomError(
+            f"the series lacks {len(stack.empty)} of {stack.depth} slices: at most one in ten is filled; fetch it all"
         )
     if rules.tilt == "refuse" and _leans(stack, geometry_in(slices[0])):
         raise DicomError(

@@ -20,7 +20,8 @@ Fact = tuple[float, str]
 # What may tell images at one position apart: time, echo, diffusion, kind of value. The surest stand first.
 GROUPS = (
     "TemporalPositionIndex", "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue",
-    "InversionTime", "TriggerTime", "ComplexImageComponent", "ImageType", "AcquisitionNumber", "AcquisitionTime",
+    "DiffusionGradientOrientation", "InversionTime", "TriggerTime", "ComplexImageComponent", "ImageType",
+    "AcquisitionNumber", "AcquisitionTime",
 )  # fmt: skip
 
 
@@ -103,8 +104,9 @@ def _fact(keyword: str, value: Any) -> Fact:
     """A value that compares with others of its attribute: numbers by size, to a thousandth, before words."""
     parts = list(value) if isinstance(value, pydicom.multival.MultiValue) else [value]
     parts = parts[2:] if keyword == "ImageType" else parts
+    rest = "\\".join(str(part or "") for part in parts[1:])
     try:
-        return round(float(parts[0]), 3), ""
+        return round(float(parts[0]), 3), rest
     except (TypeError, ValueError, IndexError):
         return 0.0, "\\".join(str(part or "") for part in parts)
 

@@ -18,7 +18,7 @@ from hscc_edge.data.cohort import stream
 from hscc_edge.data.pipeline import Finish, Read, dataset, loader
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.series import SeriesRules, VolumeRules, read_volume
-from hscc_edge.errors import CohortError, ConfigError, DicomError
+from hscc_edge.errors import CohortError, ConfigError, DicomError, StorageError
 
 STEPS = [
     {"name": "percentile", "lower": 1, "upper": 99},
@@ -95,6 +95,17 @@ def test_damaged_files_stop_the_run_or_are_listed(few, workers, cache):
         assert np.array_equal(drawn(batches)[0], np.delete(whole, (3, 4, 5), axis=0))
     assert list(batches.skipped) == [few.instances[index].file for index in (3, 4, 5)]
     assert all("not a DICOM file" in reason for reason in batches.skipped.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_no_damaged_file_is_never_skipped(few, workers, tmp_path):
+    (tmp_path / "store").write_text("a file where a directory should be")
+    batches = loader(
+        few, parse_preprocess(STEPS), batch_size=3, shuffle=False, seed=0, workers=workers, on_error="skip",
+        store=tmp_path / "store",
+    )  # fmt: skip
+    with pytest.raises(StorageError, match="cannot write"):
+        list(batches)
 
 
 def test_a_batch_of_damaged_files_alone_is_no_batch(few):

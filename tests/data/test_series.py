@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made_series import COLUMNS, ROWS, SPACING, STEP, slice_of, values_of, write
 
 from hscc_edge.data.geometry import Geometry, geometry_of, stack_of
+from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.series import VolumeRules, read_volume
 from hscc_edge.errors import DicomError
 
@@ -131,6 +132,7 @@ def test_a_slice_with_other_pixels_is_refused(files, tmp_path, pixels):
         ("EchoNumbers", (1, 2)),
         ("TemporalPositionIdentifier", (1, 2)),
         ("DiffusionBValue", (0.0, 1000.0)),
+        ("DiffusionGradientOrientation", ([0.6, 0.0, 0.8], [0.6, 0.8, 0.0])),
         ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
     ],
 )
@@ -241,6 +243,23 @@ def test_a_group_that_is_not_there_is_told(tmp_path, pixels):
 def test_one_slice_has_its_thickness(tmp_path, pixels):
     volume = read_volume(write(tmp_path / "one", [slice_of(0, pixels[0])]))
     assert volume.pixels.shape == (1, ROWS, COLUMNS) and volume.spacing_mm == pytest.approx((STEP, *SPACING))
+
+
+@pytest.mark.parametrize("lean", [(0.0, 0.0), (0.9, 0.4)])
+def test_padding_is_kept_and_grows_where_slices_are_moved(tmp_path, pixels, lean):
+    planes = pixels[:12] + 10
+    planes[:, :3, :2] = 0
+    files = write(tmp_path / "padded", [slice_of(k, p, PixelPaddingValue=0, lean=lean) for k, p in enumerate(planes)])
+    volume = read_volume(files, VolumeRules(tilt="resample"))
+    assert volume.padding.shape == volume.pixels.shape and volume.padding.dtype == bool
+    if not any(lean):
+        assert np.array_equal(volume.padding, planes == 0)
+    assert (~volume.padding).sum() == pytest.approx((planes > 0).sum(), rel=0.15)
+    step = {"name": "percentile", "lower": 0, "upper": 100, "padding": "exclude"}
+    side = {"name": "resize", **dict(zip(("depth", "height", "width"), volume.pixels.shape, strict=True))}
+    seen = volume.pixels[~volume.padding]
+    expected = np.clip((volume.pixels - seen.min()) / np.ptp(seen), 0, 1)
+    assert np.allclose(parse_preprocess([step, side])(volume)[0], expected, atol=1e-6)
 
 
 def test_real_world_values_may_differ_in_slope(tmp_path, pixels):

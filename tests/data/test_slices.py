@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from highdicom.legacy import LegacyConvertedEnhancedMRImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,40 @@ def test_an_enhanced_object_of_two_echoes_reads_as_its_single_frames(tmp_path):
         assert np.array_equal(volume.pixels, expected) and np.array_equal(single.pixels, expected)
         assert volume.spacing_mm == single.spacing_mm and np.array_equal(volume.affine, single.affine)
         assert [path for path, _ in volume.sources] == [tmp_path / "enhanced.dcm"] * 7
+
+
+WHEEL = Path(pydicom.data.__file__).parent / "test_files"
+FOLDERS = WHEEL / "dicomdirtests"
+
+
+def test_a_real_series_agrees_with_simpleitk():
+    files = sorted((FOLDERS / "98892001" / "CT5N").iterdir())
+    uid = pydicom.dcmread(files[0]).SeriesInstanceUID
+    volume, reader = read_volume(files[::-1]), SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(files[0].parent), uid))
+    peer = reader.Execute()
+    assert volume.pixels.shape[0] == len(files) > 3
+    assert np.array_equal(SimpleITK.GetArrayFromImage(peer), volume.pixels)
+    assert peer.GetSpacing()[::-1] == pytest.approx(volume.spacing_mm, abs=1e-4)
+    last = tuple(size - 1 for size in volume.pixels.shape)
+    for index in ((0, 0, 0), last):
+        there = peer.TransformIndexToPhysicalPoint(tuple(reversed(index)))
+        assert np.allclose((volume.affine @ (*index, 1))[:3], there, atol=1e-3)
+
+
+def test_one_real_slice_in_five_transfer_syntaxes_is_one_slice():
+    names = ("", "_RLE", "_bigendian", "_jp2klossless", "_jpeg_ls_lossless")
+    volume = read_volume([WHEEL / f"MR_small{name}.dcm" for name in names])
+    assert volume.pixels.shape == (1, 64, 64) and volume.duplicates == 4
+
+
+def test_real_scouts_and_a_real_gap_are_told():
+    with pytest.raises(DicomError, match=r"161 slice\(s\) between -99\.48 and 103\.02 mm"):
+        read_volume((FOLDERS / "77654033" / "CT2").iterdir())
+    with pytest.raises(DicomError, match="lacks 161 of 165 slices: at most one in ten is filled"):
+        read_volume((FOLDERS / "77654033" / "CT2").iterdir(), VolumeRules(missing="fill"))
+    with pytest.raises(DicomError, match="4 sagittal"):
+        read_volume((FOLDERS / "98892003" / "MR700").iterdir())
 
 
 MALFORMED = st.sampled_from(
