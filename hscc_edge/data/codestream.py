@@ -22,11 +22,12 @@ MARKERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """Size of an encoded frame, and whether it ends with its end marker."""
+    """Size of an encoded frame, the bits of its first component, and whether it ends with its end marker."""
 
     rows: int
     columns: int
     components: int
+    bits: int
     whole: bool
 
 
@@ -60,8 +61,10 @@ def _jpeg(encoded: bytes) -> Codestream:
         if lead != 0xFF or length < 2:
             break
         if marker in FRAME_STARTS:
-            rows, columns, components = struct.unpack_from(">HHB", encoded, at + 5)
-            return Codestream(rows, columns, components, _whole(encoded))
+            bits, rows, columns, components = struct.unpack_from(">BHHB", encoded, at + 4)
+            if not 2 <= bits <= 16:
+                raise ValueError(f"the codestream claims samples of {bits} bits")
+            return Codestream(rows, columns, components, bits, _whole(encoded))
         at += 2 + length
     raise ValueError("the codestream has no start of frame")
 
@@ -71,8 +74,8 @@ def _jpeg2000(encoded: bytes) -> Codestream:
     if encoded[at : at + 4] != SOC + SIZ:
         raise ValueError("the codestream does not start as JPEG 2000 does")
     right, lower, left, upper = struct.unpack_from(">4I", encoded, at + 8)
-    (components,) = struct.unpack_from(">H", encoded, at + 40)
-    return Codestream(lower - upper, right - left, components, _whole(encoded))
+    components, signed_bits = struct.unpack_from(">HB", encoded, at + 40)
+    return Codestream(lower - upper, right - left, components, (signed_bits & 0x7F) + 1, _whole(encoded))
 
 
 def _codestream_box(encoded: bytes) -> int:

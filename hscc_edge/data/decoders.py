@@ -240,6 +240,11 @@ def _check_codestream(encoded: bytes, syntax: uid.UID, options: dict[str, Any], 
             f"its codestream has {found.rows} x {found.columns} x {found.components} samples, its header "
             f"{' x '.join(map(str, claimed))}: expected the same; fetch it again"
         )
+    if found.bits > options["bits_allocated"]:
+        raise DicomError(
+            f"its codestream has samples of {found.bits} bits: expected at most the {options['bits_allocated']} that "
+            "its header allocates; fetch it again"
+        )
     if not found.whole:
         raise DicomError(f"its pixels ({syntax.name}) end before their end marker: it is cut off; fetch it again")
 

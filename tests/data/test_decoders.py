@@ -75,6 +75,21 @@ def test_a_codestream_of_another_size_never_reaches_a_decoder(syntax, folder):
         read_image(in_memory(dataset))
 
 
+@pytest.mark.parametrize("syntax", sorted(FAMILIES.keys() - {uid.RLELossless}), ids=uid.UID)
+@pytest.mark.parametrize("bits", [17, 20])
+def test_more_bits_than_cells_have_never_reach_a_decoder(syntax, bits, folder):
+    """GDCM wrote beyond its buffer on a lossless JPEG that claims 20 bits."""
+    case = next(case for case in CASES if case.syntax == syntax and case.kind in ("8 bit", "12 bit"))
+    dataset = pydicom.dcmread(encoders.write(case, folder))
+    frame = bytearray(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+    jpeg_2000 = frame.startswith(b"\xff\x4f")
+    starts = (frame.find(bytes((0xFF, mark))) for mark in (0xC0, 0xC1, 0xC3, 0xF7))
+    frame[42 if jpeg_2000 else min(at for at in starts if at > 0) + 4] = bits - 1 if jpeg_2000 else bits
+    dataset.PixelData = encapsulate([bytes(frame)])
+    with pytest.raises(DicomError, match=f"samples of {bits} bits"):
+        read_image(in_memory(dataset))
+
+
 def test_two_decoders_agree_on_12_bit_jpeg(folder, tmp_path):
     case = next(case for case in CASES if case.syntax == uid.JPEGExtended12Bit and case.kind == "12 bit")
     path = encoders.write(case, folder)
