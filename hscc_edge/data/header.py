@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial, read_sequence_item
 from pydicom.multival import MultiValue
@@ -27,8 +28,11 @@ IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstance
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*IDENTITY, *KEYWORDS) if keyword != GROUPS[0]]
 PER_FRAME = Tag(GROUPS[0])
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+DIRECTORY = (0x00041130, 0x00041141, 0x00041200, 0x00041202, 0x00041212, 0x00041220)
+STOPS = frozenset((PER_FRAME, *PIXELS, *DIRECTORY))
 UNDEFINED = 0xFFFFFFFF
 HEAD = 1024
+FIRST = 64 << 10  # bytes that most headers fit in
 SMALL = 8 << 20  # bytes that are held at once; one header that is longer is a fault
 INFLATED = 64 << 20  # of a deflated file; headers that are longer are a fault
 CHARSET: list[BaseTag | int] = [Tag("SpecificCharacterSet")]
@@ -72,7 +76,6 @@ def _examined(row: Row, path: str, digest: bool, key: bytes) -> Row:
                 source = io.BytesIO(content)
             elif digest:
                 row = dataclasses.replace(row, digest=_sha256(file))
-                file.seek(0)
             return _described(row, source, DEFLATED in head, key)
     except OSError as error:
         return dataclasses.replace(
@@ -124,9 +127,7 @@ def _kind(head: bytes) -> str:
 
 def _described(row: Row, source: BinaryIO, deflated: bool, key: bytes) -> Row:
     try:
-        found = _read(_inflated(source) if deflated else source, 1 << 62 if deflated else row.size)
-        if deflated:
-            found.dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        found = _header(source, row.size, deflated)
     except Exception as error:  # whatever a broken file makes pydicom raise: no file ends the scan of a folder
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -160,36 +161,31 @@ def _identity(dataset: Dataset, keyword: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What was read: `cut` says in a sentence that the file is not whole, "" if nothing tells so."""
+    """What was read: `cut` says in a sentence that the file is not whole, `stopped` that more follows."""
 
     dataset: Dataset
     pixels: bool
     directory: bool
     cut: str
+    stopped: bool = True
 
 
 @dataclass(slots=True)
 class _Stop:
     """Ends reading before the pixels, the frames' functional groups, or a directory, and remembers where.
 
-    Attributes:
-        end: where the last element that it let pass says that it ends.
-
     Raises:
         ValueError: on call, if a header that is wanted claims more than 8 MiB.
     """
 
-    source: BinaryIO
-    end: int = 0
     tag: int = 0
     vr: str | None = None
     length: int = 0
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag != PER_FRAME and tag < PIXELS[0] and tag >> 16 != 0x0004:
+        if tag not in STOPS:
             if SMALL < length < UNDEFINED and tag in TAGS:
                 raise ValueError(f"a header of {length} bytes")
-            self.end = self.source.tell() + length if length != UNDEFINED else 0
             return False
         self.tag, self.vr, self.length = int(tag), vr, length
         return True
@@ -200,12 +196,36 @@ class _Stop:
         return 12 if self.vr in EXPLICIT_VR_LENGTH_32 else 8
 
 
+def _header(source: BinaryIO, size: int, deflated: bool) -> _Header:
+    source.seek(0)
+    if deflated:
+        found = _read(_inflated(source), 1 << 62)
+        found.dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        return found
+    if size > FIRST and not isinstance(source, io.BytesIO):
+        found_first = _beginning(source, size)
+        if found_first:
+            return found_first
+        source.seek(0)
+    return _read(source, size)
+
+
+def _beginning(source: BinaryIO, size: int) -> _Header | None:
+    """The headers if they lie within the first 64 KiB, which are read at once; None if they do not."""
+    start = io.BytesIO(source.read(FIRST))
+    try:
+        found = _read(start, size)
+    except MALFORMED:
+        return None
+    return found if found.stopped and start.tell() < FIRST else None
+
+
 def _read(source: BinaryIO, size: int) -> _Header:
     """Read the headers of a file of `size` bytes; of an enhanced object, the functional groups of the first frame."""
-    stop = _Stop(source)
+    stop = _Stop()
     dataset = read_partial(source, stop, specific_tags=TAGS)
     meta = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    if stop.tag >> 16 == 0x0004 or meta == MediaStorageDirectoryStorage:
+    if stop.tag in DIRECTORY or meta == MediaStorageDirectoryStorage:
         return _Header(dataset, False, True, "")
     if stop.tag == PER_FRAME:
         dataset.PerFrameFunctionalGroupsSequence = _first_frame(source, dataset, stop)
@@ -215,9 +235,15 @@ def _read(source: BinaryIO, size: int) -> _Header:
     cut = "it has no pixels: it was cut off, or holds headers alone; fetch it again" if image and not pixels else ""
     if stop.tag in PIXELS and stop.length != UNDEFINED and source.tell() + stop.start + stop.length > size:
         cut = "the file ends within its pixels: fetch it again"
-    if not pixels and stop.end > size:
+    if not pixels and (source.tell() > size or _is_short(dataset)):
         cut = "the file ends within its headers: fetch it again"
-    return _Header(dataset, pixels, False, cut)
+    return _Header(dataset, pixels, False, cut, bool(stop.tag))
+
+
+def _is_short(dataset: Dataset) -> bool:
+    """Whether the last element that was kept ends before its length."""
+    last = dataset.get_item(list(dataset.keys())[-1]) if dataset else None
+    return isinstance(last, RawDataElement) and len(last.value or b"") < last.length < UNDEFINED
 
 
 def _first_frame(source: BinaryIO, dataset: Dataset, stop: _Stop) -> list[Dataset]:

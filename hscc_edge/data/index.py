@@ -71,10 +71,11 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A folder compared with its index: files found, rows due, those of them to be opened, and rows removed."""
+    """A folder compared with its index: files found, rows due and their bytes, those to be opened, rows removed."""
 
     files: int
     due: int
+    due_bytes: int
     unread: int
     removed: int
 
@@ -110,13 +111,14 @@ class Index:
         """
         self.path = path
         with own_errors(path):
-            _make_private(path)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's drafts inherit the mode
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1)
             try:
                 self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._begin()
                 _check(self._db, path)
+                path.chmod(0o600)
             except BaseException:
                 self._db.close()
                 raise
@@ -156,10 +158,16 @@ class Index:
 
         Args:
             found: every file with path, size and time alone, or with a kind where nothing is to be read.
+
+        Raises:
+            InputError: if the index is that of another folder.
         """
         with self._transaction():
-            self._mark("root", os.fsencode(root))
-            self._mark("complete", 0)
+            self._db.execute("INSERT OR IGNORE INTO marks VALUES ('root', ?)", (os.fsencode(root),))
+            kept = self._db.execute("SELECT value FROM marks WHERE name = 'root'").fetchone()[0]
+            if kept != os.fsencode(root):
+                raise InputError(f"the index {self.path} is of another folder than {root}: give another index")
+            self._db.execute("INSERT OR REPLACE INTO marks VALUES ('complete', 0)")
         self._db.execute("DROP TABLE IF EXISTS temp.found")
         self._db.execute("DROP TABLE IF EXISTS temp.due")
         self._db.execute(SURVEY)
@@ -172,8 +180,9 @@ class Index:
             removed = self._db.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM found)").rowcount
             self._db.execute(DUE, {"digest": digest, "rehash": rehash})
         files = self._db.execute("SELECT COUNT(*) FROM found").fetchone()[0]
-        due, unread = self._db.execute("SELECT COUNT(*), COUNT(*) - COUNT(kind) FROM due").fetchone()
-        return Survey(files, due, unread, removed)
+        query = "SELECT COUNT(*), COALESCE(SUM(size), 0), COUNT(*) - COUNT(kind) FROM due"
+        due, due_bytes, unread = self._db.execute(query).fetchone()
+        return Survey(files, due, due_bytes, unread, removed)
 
     def due(self, chunk: int) -> Iterator[tuple[Row, ...]]:
         """What is to be read, in order of the path, `chunk` at a time; rows may be stored meanwhile."""
@@ -197,10 +206,7 @@ class Index:
     def finish(self) -> None:
         """Every file that the survey found has its row."""
         with self._transaction():
-            self._mark("complete", 1)
-
-    def _mark(self, name: str, value: object) -> None:
-        self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
+            self._db.execute("INSERT OR REPLACE INTO marks VALUES ('complete', 1)")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -289,12 +295,6 @@ def own_errors(path: Path) -> Iterator[None]:
         advice = "a scan is using it: wait for it" if busy else "check the disk, its rights and the file"
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageError(f"the index {path} cannot be used ({reason}): {advice}") from error
-
-
-def _make_private(path: Path) -> None:
-    """Create the file for its owner alone before SQLite does; SQLite's own drafts inherit the mode."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    path.chmod(0o600)
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:

@@ -29,11 +29,12 @@ BATCH_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a scan is: files read, of those due; and the bytes of those that were read."""
+    """How far a scan is: files in the index of those due, and their bytes."""
 
-    read: int
-    due: int
+    files: int
+    due_files: int
     size_bytes: int
+    due_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def scan(
         key: of the stations' pseudonyms; None is a random one, kept in the index.
 
     Raises:
-        InputError: if `root` is no folder, or `key` is not that of the index.
+        InputError: if `root` is no folder, or the index is of another folder or has another key.
         StorageError: if the index cannot be written, or a process was killed.
     """
     if jobs is not None and jobs < 1:
@@ -103,10 +104,10 @@ def scan(
     with Index(index_path) as target:
         work = partial(examine, str(root), digest, target.key(key))
         found = walk(root, [index_path.with_name(index_path.name + end) for end in ("", *DRAFTS)])
-        survey = target.survey(root.absolute(), found, digest=digest, rehash=rehash)
+        survey = target.survey(root.resolve(), found, digest=digest, rehash=rehash)
         alone = survey.due <= ALONE
         with closing(_results(target, work, 1 if alone else jobs or len(os.sched_getaffinity(0)))) as results:
-            _fill(target, results, survey.due, progress)
+            _fill(target, results, survey, progress)
         target.finish()
     return _summary(index_path, survey, started)
 
@@ -153,7 +154,9 @@ def _results(target: Index, work: Work, jobs: int) -> Generator[list[Row], None,
     yield from map(work, chunks) if jobs == 1 else _parallel(work, chunks, jobs)
 
 
-def _fill(target: Index, results: Iterator[list[Row]], due: int, progress: Callable[[Progress], None] | None) -> None:
+def _fill(
+    target: Index, results: Iterator[list[Row]], survey: Survey, progress: Callable[[Progress], None] | None
+) -> None:
     """Write results into the index, in transactions of about a thousand files or two seconds."""
     pending: list[Row] = []
     done = size = 0
@@ -162,11 +165,11 @@ def _fill(target: Index, results: Iterator[list[Row]], due: int, progress: Calla
         pending += rows
         done += len(rows)
         size += sum(row.size for row in rows)
-        if len(pending) >= BATCH or time.monotonic() - stored > BATCH_S or done == due:
+        if len(pending) >= BATCH or time.monotonic() - stored > BATCH_S or done == survey.due:
             target.store(pending)
             pending, stored = [], time.monotonic()
             if progress:
-                progress(Progress(done, due, size))
+                progress(Progress(done, survey.due, size, survey.due_bytes))
 
 
 def _parallel(work: Work, chunks: Iterable[Sequence[Row]], jobs: int) -> Iterator[list[Row]]:

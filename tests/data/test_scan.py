@@ -194,8 +194,9 @@ def test_processes_change_nothing(copies, tmp_path):
     two = run(copies, tmp_path / "two", jobs=2, progress=seen.append)
     assert table(tmp_path / "one") == table(tmp_path / "two")
     assert dataclasses.replace(one, seconds=0) == dataclasses.replace(two, seconds=0)
-    last = scan.Progress(320, 320, 320 * (WHEEL / "MR_small_RLE.dcm").stat().st_size)
-    assert seen[-1] == last and [item.read for item in seen] == sorted({item.read for item in seen})
+    size = 320 * (WHEEL / "MR_small_RLE.dcm").stat().st_size
+    assert seen[-1] == scan.Progress(320, 320, size, size)
+    assert [item.files for item in seen] == sorted({item.files for item in seen})
 
 
 SLOW = """
@@ -204,7 +205,7 @@ from pathlib import Path
 from hscc_edge.data import scan
 
 def tell(progress):
-    print(progress.read, flush=True)
+    print(progress.files, flush=True)
     time.sleep(0.25)
 
 if __name__ == "__main__":
@@ -300,8 +301,11 @@ def test_what_is_no_index(tree, tmp_path):
     with sqlite3.connect(tmp_path / "foreign") as db:
         db.execute("CREATE TABLE t (a)")
     db.close()
+    (tmp_path / "foreign").chmod(0o644)
+    before = (tmp_path / "foreign").read_bytes()
     with pytest.raises(StorageError, match="another program"):
         run(tree, tmp_path / "foreign")
+    assert (tmp_path / "foreign").stat().st_mode & 0o777 == 0o644 and (tmp_path / "foreign").read_bytes() == before
     run(tree, tmp_path / "old")
     with sqlite3.connect(tmp_path / "old") as db:
         db.execute("PRAGMA user_version=99")
@@ -320,6 +324,8 @@ def test_misuse(tree, tmp_path):
     run(tree, tmp_path / "index")
     with pytest.raises(InputError, match="another key"):
         run(tree, tmp_path / "index", key=b"other")
+    with pytest.raises(InputError, match="another folder"):
+        run(tree / "deep", tmp_path / "index")
     with Index(tmp_path / "index"), pytest.raises(StorageError, match="wait for it"):
         run(tree, tmp_path / "index")
 
@@ -333,12 +339,17 @@ def test_an_index_keeps_its_random_key(tree, tmp_path):
     assert len(stations) == 2
 
 
-def test_a_large_file_is_hashed_in_a_stream(monkeypatch, tmp_path):
-    monkeypatch.setattr(header, "SMALL", 1000)
-    run(WHEEL, tmp_path / "index")
+@pytest.mark.parametrize("digest", [False, True])
+@pytest.mark.parametrize("first", [256, 1500, 5000])
+def test_a_large_file_is_read_as_a_small_one_is(monkeypatch, tmp_path, digest, first):
+    monkeypatch.setattr(header, "FIRST", first)
+    if digest:
+        monkeypatch.setattr(header, "SMALL", 1000)
+    run(WHEEL, tmp_path / "index", digest=digest)
     monkeypatch.undo()
     run(WHEEL, tmp_path / "clean")
-    assert table(tmp_path / "index") == table(tmp_path / "clean")
+    clean = [row if digest else dataclasses.replace(row, digest=None) for row in table(tmp_path / "clean")]
+    assert table(tmp_path / "index") == clean
 
 
 def test_an_index_is_read_a_row_at_a_time(tmp_path):
