@@ -17,6 +17,7 @@ SOC, SIZ = b"\xff\x4f", b"\xff\x51"  # ISO/IEC 15444-1 table A.2
 SOI, END = b"\xff\xd8", b"\xff\xd9"  # ISO/IEC 10918-1 table B.1; END is EOC in JPEG 2000, too
 FRAME_STARTS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, and SOF55 of JPEG-LS
 JPEG = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes}
+START_OF_SCAN = 0xDA
 MARKERS = 4096
 
 
@@ -51,22 +52,27 @@ def _whole(encoded: bytes) -> bool:
 
 
 def _jpeg(encoded: bytes) -> Codestream:
+    """From the frame header; the segments before the first scan must follow each other without a gap."""
     if encoded[:2] != SOI:
         raise ValueError("the codestream does not start as JPEG does")
-    at = 2
+    at, found = 2, None
     for _ in range(MARKERS):
         while encoded[at + 1] == 0xFF:  # fill bytes, B.1.1.2
             at += 1
         lead, marker, length = struct.unpack_from(">BBH", encoded, at)
         if lead != 0xFF or length < 2:
+            raise ValueError("the codestream has bytes between its segments")
+        if marker == START_OF_SCAN:
             break
         if marker in FRAME_STARTS:
             bits, rows, columns, components = struct.unpack_from(">BHHB", encoded, at + 4)
             if not 2 <= bits <= 16:
                 raise ValueError(f"the codestream claims samples of {bits} bits")
-            return Codestream(rows, columns, components, bits, _whole(encoded))
+            found = Codestream(rows, columns, components, bits, _whole(encoded))
         at += 2 + length
-    raise ValueError("the codestream has no start of frame")
+    if found is None:
+        raise ValueError("the codestream has no frame before its first scan")
+    return found
 
 
 def _jpeg2000(encoded: bytes) -> Codestream:

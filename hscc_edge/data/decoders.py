@@ -41,7 +41,8 @@ class Family:
     pylibjpeg: str
 
 
-JPEG = Family(("gdcm", "pillow", "pylibjpeg"), "python-gdcm", "pylibjpeg-libjpeg")
+# GDCM ends the process on some damaged files of 8 bits: Pillow reads those, and GDCM what nothing else reads.
+JPEG = Family(("pillow", "pylibjpeg"), "pillow", "pylibjpeg-libjpeg")
 JPEG_LOSSLESS = Family(("gdcm", "pylibjpeg"), "python-gdcm", "pylibjpeg-libjpeg")
 JPEG_EXTENDED = Family((JPEG12, *JPEG.plugins), "python-gdcm", "pylibjpeg-libjpeg")
 JPEG_LS = Family(("pyjpegls", "gdcm", "pylibjpeg"), "pyjpegls", "pylibjpeg-libjpeg")
