@@ -152,6 +152,9 @@ range for JPEG 2000, 3 % for JPEG and 6 % for JPEG with subsampled colours, on t
   lossy codec decodes to beyond the stored range takes its end.
 - Before a native decoder sees a JPEG, JPEG-LS or JPEG 2000 codestream, its size must be the header's, and its end
   marker must be there: a file that was cut off is refused, not shown in part.
+- GDCM has ended the process on damaged JPEG files (an exception that nobody catches), so that it reads JPEG of 8 bits
+  no more, and of others only what has passed the checks above. What comes from outside is best read through
+  `data/contained.py`, in a process that may end: `python benchmarks/fuzz_dicom.py` tries both on hostile files.
 - Not read: MPEG, H.264 and HEVC video, JPEG XL, JPEG with spectral selection or progressive scans (retired), JPIP.
 
 {date}; {machine}; {versions}

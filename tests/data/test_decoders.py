@@ -28,7 +28,8 @@ except ModuleNotFoundError:
 CASES = list(encoders.cases())
 ENDED = [case for case in CASES if case.kind == "12 bit" and case.syntax in FAMILIES.keys() - {uid.RLELossless}]
 FIRST = {
-    uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm", uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGBaseline8Bit: "pillow", uid.JPEGExtended12Bit: "pillow", uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
     uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls", uid.RLELossless: "pylibjpeg-rle",
     **dict.fromkeys(
         (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
