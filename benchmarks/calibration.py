@@ -37,15 +37,14 @@ from hscc_edge.model.head import kl, parse_head
 from hscc_edge.model.load import load_network
 
 BUDGET = "flops=6x"
-SEEDS = 5
 
 
 def main() -> None:
     """Make the rows that are not there, or report on those that are."""
     parser = brain_mri.parser(__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--images", type=int, nargs="+", default=list(calibration_report.SIZES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, default=calibration_report.SEEDS)
     parser.add_argument("--report", type=Path, help="where to write the report of the rows so far, without a suffix")
     arguments = parser.parse_args()
     (arguments.out / "rows").mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from hscc_edge.errors import InputError
 from hscc_edge.validate.evidence import machine_facts
 
 ONE = "random"
+SIZES, SEEDS = (32, 128, 512), 5
 Rows = dict[tuple[int, str], list[dict[str, Any]]]
 
 
@@ -101,6 +102,11 @@ def page(found: Mapping[str, Any]) -> str:
             f"| {row['images']} | {row['method']} | {row['seeds']} | {row['kl']:.5f} ({spread}) | {against} | "
             f"{row['nearest']:.2f} | {row['span']:.3f} | {row['choose_s']:.1f} |"
         )
+    done = {(row["images"], row["method"]): row["seeds"] for row in found["summary"]}
+    left = [
+        f"{method} at {images}: {SEEDS - done.get((images, method), 0)}"
+        for images in SIZES for method in METHODS if done.get((images, method), 0) < SEEDS
+    ]  # fmt: skip
     tested = [row for row in found["summary"] if "p" in row]
     least = 0.05 / max(len(tested), 1)
     named = [f"{row['method']} at {row['images']}" for row in tested if row["p"] < least and row["ratio"][0] < 1]
@@ -109,6 +115,8 @@ def page(found: Mapping[str, Any]) -> str:
         *lines, "",
         f"After Bonferroni over {len(tested)} comparisons, better than random: {', '.join(named) or 'none'}; worse: "
         f"{', '.join(worse) or 'none'}.",
+        "",
+        f"Not run, of {SEEDS} seeds: {'; '.join(left) or 'none'}.",
         "",
     ])  # fmt: skip
 
