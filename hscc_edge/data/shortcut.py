@@ -6,7 +6,7 @@ same, and its accuracy elsewhere is not known (Geirhos et al. 2020; Zech et al. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +103,14 @@ def features(pixels: NDArray[np.float32], dataset: Dataset, size: int) -> Featur
 
 
 def find_shortcuts(
-    rows: Sequence[Features], labels: Sequence[str], groups: Sequence[int], seed: int = 0
+    rows: Sequence[Features],
+    labels: Sequence[str],
+    groups: Sequence[int],
+    *,
+    families: Iterable[str] = FAMILIES,
+    seed: int = 0,
 ) -> tuple[Shortcut, ...]:
-    """Judge every family: a small gradient boosting, cross-validated so that no group is on both sides of a fold.
+    """Judge each family: a small gradient boosting, cross-validated so that no group is on both sides of a fold.
 
     Args:
         groups: of each row; rows of one patient, or of duplicates, are one group.
@@ -125,9 +130,9 @@ def find_shortcuts(
     cases = {(owner, label) for owner, label in zip(owners.tolist(), names.tolist(), strict=True)}
     counts = [sum(label == own for _, own in cases) for label in classes]
     if len(classes) < 2 or min(counts) < MINIMUM_CASES:
-        return tuple(Shortcut(name, "too few cases", len(cases), 1 / max(len(classes), 1)) for name in FAMILIES)
+        return tuple(Shortcut(name, "too few cases", len(cases), 1 / max(len(classes), 1)) for name in families)
     return tuple(
-        _judge(name, _matrix([rows[index][name] for index in chosen]), names, owners, random) for name in FAMILIES
+        _judge(name, _matrix([rows[index][name] for index in chosen]), names, owners, random) for name in families
     )
 
 
@@ -190,7 +195,8 @@ def _interval(
     wrong = np.bincount(label, minlength=classes) - right
     means = random.beta(right + 0.5, wrong + 0.5, (DRAWS, classes)).mean(axis=1)
     low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return float(low), float(high)
+    score = _balanced(guess, label, classes)  # at 0 and 1 the posterior's quantiles leave it out
+    return min(float(low), score), max(float(high), score)
 
 
 def _area(share: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
@@ -200,7 +206,10 @@ def _area(share: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
 
 
 def _matrix(rows: Sequence[tuple[float | str, ...]]) -> NDArray[np.float64]:
-    """Numbers as they are; a column with texts as one column for each of the most frequent of them."""
+    """Numbers as they are; a column with texts as one column for each of the most frequent of them.
+
+    Columns of one value are left out; where nothing is left, there is one of zeros.
+    """
     columns: list[Any] = []
     for column in zip(*rows, strict=True):
         if any(isinstance(value, str) for value in column):
@@ -209,7 +218,9 @@ def _matrix(rows: Sequence[tuple[float | str, ...]]) -> NDArray[np.float64]:
             columns += [[str(value) == name for value in column] for name in frequent]
         else:
             columns.append(column)
-    return np.array(columns, dtype=np.float64).T
+    table = np.array(columns, dtype=np.float64)
+    varied = [len(np.unique(column)) > 1 for column in table]  # NaN is one value
+    return table[varied].T if any(varied) else np.zeros((len(rows), 1))
 
 
 def _headers(facts: Facts) -> tuple[float | str, ...]:
