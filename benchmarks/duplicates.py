@@ -180,7 +180,9 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Duplicates and shortcuts in the public brain MRI pictures",
         "",
-        f"By `benchmarks/duplicates.py`, {found['date']}, {found['machine']}, {found['versions']}.",
+        f"By `benchmarks/duplicates.py`, {found['date']}, {found['machine']}, "
+        + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+        + ". No pictures were removed first: this is what the removal of leaks starts from.",
         "",
         "| | groups | files | across splits |",
         "|---|---:|---:|---:|",
