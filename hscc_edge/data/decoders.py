@@ -14,6 +14,7 @@ from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import Decoder, JPEGExtended12BitDecoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
+from hscc_edge.data.codestream import JPEG as JPEG_STREAMS
 from hscc_edge.data.codestream import codestream_of
 from hscc_edge.data.frames import PIXELS, frame_count
 from hscc_edge.data.limits import LIMITS, Limits
@@ -245,6 +246,11 @@ def _check_codestream(encoded: bytes, syntax: uid.UID, options: dict[str, Any], 
         raise DicomError(
             f"its codestream has samples of {found.bits} bits: expected at most the {options['bits_allocated']} that "
             "its header allocates; fetch it again"
+        )
+    if syntax in JPEG_STREAMS and options["bits_allocated"] not in (8, 16):
+        raise DicomError(
+            f"its header allocates {options['bits_allocated']} bits to samples in {syntax.name}: expected 8 or 16 "
+            "(PS3.5 8.2); fetch it again"
         )
     if not found.whole:
         raise DicomError(f"its pixels ({syntax.name}) end before their end marker: it is cut off; fetch it again")

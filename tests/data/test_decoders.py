@@ -115,6 +115,16 @@ def test_fewer_bits_stored_than_the_codestream_has_do_not_end_the_process(folder
     assert read_image(in_memory(dataset)).pixels.max() == 3
 
 
+@pytest.mark.parametrize("syntax", JPEGS, ids=uid.UID)
+def test_cells_that_jpeg_has_not_never_reach_a_decoder(syntax, folder):
+    """GDCM ended the process on a lossless JPEG in cells of 32 bits."""
+    case = next(case for case in CASES if case.syntax == syntax and case.kind in ("8 bit", "12 bit"))
+    dataset = pydicom.dcmread(encoders.write(case, folder))
+    dataset.BitsAllocated = 32
+    with pytest.raises(DicomError, match="allocates 32 bits"):
+        read_image(in_memory(dataset))
+
+
 def test_two_decoders_agree_on_12_bit_jpeg(folder, tmp_path):
     case = next(case for case in CASES if case.syntax == uid.JPEGExtended12Bit and case.kind == "12 bit")
     path = encoders.write(case, folder)
