@@ -24,8 +24,8 @@ import numpy as np
 
 from hscc_edge import durable
 from hscc_edge.bundle import read_bundle
+from hscc_edge.data.case import load
 from hscc_edge.data.cohort import read_cohort
-from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 
 HERE = Path(__file__).resolve().parent
@@ -166,7 +166,7 @@ def test_images(cohort: Path, dense: Path, out: Path) -> Any:
             path, mode="w+", dtype=np.float32, shape=(len(found.instances), *preprocess.shape)
         )
         for index, item in enumerate(found.instances):
-            images[index] = preprocess(read_image(found.path(item)))
+            images[index] = load(found, (item,), preprocess)
         images.flush()
     return np.load(path, mmap_mode="r")
 

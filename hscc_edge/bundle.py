@@ -82,8 +82,8 @@ class Spec:
         return tuple(self.head["labels"])
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one preprocessed image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one preprocessed image, (C, D, H, W) of a volume."""
         return parse_preprocess(self.preprocess).shape
 
 
@@ -240,13 +240,13 @@ def _installed(package: str) -> str:
 
 def _monai_metadata(spec: Spec) -> dict[str, Any]:
     """metadata.json of the MONAI bundle specification."""
-    channels, height, width = spec.input_shape
+    channels, *sides = spec.input_shape
     image = {
         "type": "image",
         "format": "magnitude",
         "modality": "n/a",
         "num_channels": channels,
-        "spatial_shape": [height, width],
+        "spatial_shape": sides,
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": False,

@@ -91,8 +91,8 @@ def _scan(output: Output, directory: Path, index: Path, jobs: int | None) -> Sca
 
         def report(progress: Progress) -> None:
             nonlocal done
-            advance(progress.read - done, f"of {progress.due} files, {progress.size_bytes >> 20} MiB")
-            done = progress.read
+            advance(progress.files - done, f"of {progress.due_files} files, {progress.size_bytes >> 20} MiB")
+            done = progress.files
 
         return scan(directory, index, jobs=jobs, progress=report)
 

@@ -118,12 +118,14 @@ def _graphs(
 
 
 def _images(bundle: Bundle, cohort: Any, count: int) -> Iterator[NDArray[np.float32]]:
-    from hscc_edge.data.cohort import stream
+    from hscc_edge.data.case import firsts, stream, whole
     from hscc_edge.data.preprocess import parse_preprocess
     from hscc_edge.data.subset import choose
 
-    chosen = choose(cohort, min(count, len(cohort.instances)), seed=0)
-    return (image for _, image in stream(chosen, parse_preprocess(bundle.spec.preprocess)))
+    preprocess = parse_preprocess(bundle.spec.preprocess)
+    pool = firsts(cohort, preprocess)
+    chosen = whole(choose(pool, min(count, len(pool.instances)), seed=0), cohort, preprocess)
+    return (image for _, image in stream(chosen, preprocess))
 
 
 def build(

@@ -21,13 +21,14 @@ def train(
 
     Example: hscc-edge train calibration/recipes/phantom-alexnet.toml --cohort cohort --out dense
     """
+    from hscc_edge.data.case import inputs_of
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.model import train as training
     from hscc_edge.model.recipe import read_recipe
 
     output = Output(as_json)
     parsed, images = read_recipe(recipe), read_cohort(cohort)
-    total = training.steps_of(parsed.schedule, len(images.select("train").instances))
+    total = training.steps_of(parsed.schedule, len(inputs_of(images.select("train"), parsed.preprocess)))
     with output.progress(f"train {parsed.name}", total) as advance:
         bundle = training.train(parsed, images, out, replace=overwrite, progress=advance)
     output.say(f"bundle {out}: {parsed.network['name']}, {bundle.spec.training['images']} training images")

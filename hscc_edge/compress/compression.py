@@ -17,6 +17,7 @@ from hscc_edge.compress.calibration import check_classes, features_of, select
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.compress.problem import Batches, Call, Problem, Progress, Proposal, Settings, call_image
 from hscc_edge.compress.refit import refit as refit_layers
+from hscc_edge.data.case import firsts, whole
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
@@ -168,20 +169,25 @@ def calibration_of(
     progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Cohort:
-    """So many images of the train split, or all that differ if it has fewer; see `calibration.select`.
+    """So many inputs of the train split, or all that differ if it has fewer; see `calibration.select`.
 
     Args:
-        bundle: by whose features to choose; random needs none.
+        bundle: says what an input is, and by whose features to choose; without one, an input is an image.
         cache: directory that keeps those features.
 
     Raises:
         CohortError: if one of them, its patient or its content is in the test split too.
     """
     train, features = cohort.select("train"), None
-    if bundle is not None and method not in BLIND:
+    if bundle is None:
+        return select(cohort, min(images, distinct(train)), seed, method=method)
+    if method not in BLIND:
         check_choice(method)
         features = features_of(bundle, train, progress, cache)
-    return select(cohort, min(images, distinct(train)), seed, method=method, features=features)
+    preprocess = parse_preprocess(bundle.spec.preprocess)
+    pool = firsts(cohort, preprocess)
+    chosen = select(pool, min(images, distinct(pool.select("train"))), seed, method=method, features=features)
+    return whole(chosen, train, preprocess)
 
 
 def cache_key(bundle: Bundle, calibration: Cohort, settings: Settings) -> str:

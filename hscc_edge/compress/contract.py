@@ -18,7 +18,9 @@ from scipy.stats import norm
 from hscc_edge.bundle import Bundle
 from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.compression import Compressed
+from hscc_edge.data.case import firsts, whole
 from hscc_edge.data.cohort import Cohort
+from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.subset import choose
 from hscc_edge.errors import BudgetError, GateError, InputError, extra
 from hscc_edge.model.head import parse_head
@@ -179,7 +181,7 @@ def judge_of(bundle: Bundle, original: nn.Module, cohort: Cohort, level: float =
     return judge
 
 
-def validation_of(cohort: Cohort, calibration: Cohort, seed: int) -> tuple[Cohort, str]:
+def validation_of(cohort: Cohort, calibration: Cohort, preprocess: Preprocess, seed: int) -> tuple[Cohort, str]:
     """The split that decides, and its name: val, or else train images that did not calibrate (at most 1,000).
 
     The original has learned the latter, so that their accuracy is too good and a drop shows late.
@@ -193,4 +195,6 @@ def validation_of(cohort: Cohort, calibration: Cohort, seed: int) -> tuple[Cohor
             "no image is left to hold the contract on: give a cohort with a val split, or fewer calibration --images"
         )
     rest = dataclasses.replace(cohort, instances=left)
-    return choose(rest, min(len(left), LARGEST_SPLIT), seed), "train, without the calibration images"
+    pool = firsts(rest, preprocess)
+    chosen = choose(pool, min(len(pool.instances), LARGEST_SPLIT), seed)
+    return whole(chosen, rest, preprocess), "train, without the calibration images"

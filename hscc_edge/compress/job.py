@@ -237,7 +237,7 @@ def _by_contract(
     job: Job, bundle: Bundle, cohort: Cohort, calibration: Cohort, prepared: Prepared, attempt: _Attempt
 ) -> Compressed:
     contract = job.contract or Contract()
-    split, name = validation_of(cohort, calibration, job.settings.seed)
+    split, name = validation_of(cohort, calibration, parse_preprocess(bundle.spec.preprocess), job.settings.seed)
     level = 0.95 if contract.confidence is None else contract.confidence / 100
     judge = judge_of(bundle, prepared.problem.network, split, level)
     made = strongest(attempt, contract, judge, job.currency)

@@ -159,7 +159,7 @@ def _prepared(bench: Bench, point: Point) -> Prepared:
     if bench.held is not None and bench.held[0] == point.group:
         return bench.held[1]
     bench.held = bench.table = None
-    calibration = calibration_of(bench.source, point.images, point.settings.seed)
+    calibration = calibration_of(bench.source, point.images, point.settings.seed, bundle=bench.bundle)
     file = bench.statistics / f"{cache_key(bench.bundle, calibration, point.settings)}.safetensors"
     found = prepare_bundle(bench.bundle, calibration, point.method, point.settings, bench.progress, file)
     bench.held = (point.group, found)

@@ -16,19 +16,16 @@ import dataclasses
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
-from numpy.typing import NDArray
 
 from hscc_edge import durable
 from hscc_edge.data.dicom import Image, read_image
 from hscc_edge.data.lock import LOCK, verify_lock
-from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.data.split import SPLITS
 from hscc_edge.errors import CohortError
@@ -144,7 +141,7 @@ class Cohort:
         Raises:
             DicomError: if it cannot be read.
         """
-        return read_image(self.path(instance))
+        return read_image(self.path(instance), int(instance.frame) if instance.frame else None)
 
     def cases(self, unit: str | None = None) -> dict[str, tuple[Instance, ...]]:
         """UID of the unit -> its instances ordered by SOP Instance UID."""
@@ -260,9 +257,3 @@ def _check(cohort: Cohort) -> None:
             )
         if Path(item.file).is_absolute() or ".." in Path(item.file).parts:
             raise CohortError(f"instances.csv of {cohort.root} names a file outside {cohort.files}: mend that row")
-
-
-def stream(cohort: Cohort, preprocess: Preprocess) -> Iterator[tuple[Instance, NDArray[np.float32]]]:
-    """Each instance with its preprocessed image (C, H, W), one at a time."""
-    for item in cohort.instances:
-        yield item, preprocess(cohort.read(item))

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 
 from hscc_edge.data.cache import kept, key_of
-from hscc_edge.data.case import read_input
+from hscc_edge.data.case import inputs_of, read_input
 from hscc_edge.data.cohort import Cohort, Instance
 from hscc_edge.data.preprocess import Preprocess
-from hscc_edge.data.series import RULES, SeriesRules, VolumeRules
 from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import CohortError, ConfigError, DicomError, HsccError, extra
 
@@ -53,21 +52,12 @@ class Read(Transform):
         on_error: "stop" raises our own error; with "skip" the item gets "image": None and the error as "fault", and
             `Finish` lets it through.
         store: directory that keeps results from run to run (`data/cache.py`).
-        series: which series of a case is read, where its files are of several; `rules`: how it becomes a volume.
     """
 
-    def __init__(
-        self,
-        preprocess: Preprocess,
-        *,
-        on_error: str = "stop",
-        store: Path | None = None,
-        series: SeriesRules | None = None,
-        rules: VolumeRules = RULES,
-    ) -> None:
+    def __init__(self, preprocess: Preprocess, *, on_error: str = "stop", store: Path | None = None) -> None:
         if on_error not in ON_ERROR:
             raise ConfigError(f"on_error is {on_error!r}: expected one of {', '.join(ON_ERROR)}")
-        self.preprocess, self.on_error, self.store, self.series, self.rules = preprocess, on_error, store, series, rules
+        self.preprocess, self.on_error, self.store = preprocess, on_error, store
 
     def __call__(self, item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """{"image": Path or several, ("frame": int,) ...} -> {"image": tensor (1 or 3, H, W) or (1, D, H, W), ...}."""
@@ -83,11 +73,11 @@ class Read(Transform):
     def _kept(self, paths: list[Path], frame: int | None) -> Pixels:
         if self.store is None:
             return self._made(paths, frame)
-        key = key_of(paths, self.preprocess.digest, frame, self.series, self.rules)
+        key = key_of(paths, self.preprocess.digest, frame)
         return kept(self.store, key, lambda: self._made(paths, frame))
 
     def _made(self, paths: list[Path], frame: int | None) -> Pixels:
-        found = read_input(paths, self.preprocess, frame=frame, series=self.series, rules=self.rules)
+        found = read_input(paths, self.preprocess, frame=frame)
         return self.preprocess.begin(found)
 
 
@@ -142,17 +132,13 @@ def augmentation(*, volume: bool = False) -> list[Any]:
     ]
 
 
-def items_of(cohort: Cohort, *, volume: bool = False, by: str = "series") -> list[dict[str, Any]]:
-    """What a dataset is made of: {"image": path or paths, "label": int, "index": int, "file": str, ...}.
-
-    An item is an instance, or for volumes a case: a series, or a study `by` whose rules a series is chosen.
+def items_of(cohort: Cohort, preprocess: Preprocess) -> list[dict[str, Any]]:
+    """What a dataset is made of: {"image": path or paths, "label": int, "index": int, "file": str, ...}, one an input.
 
     Raises:
-        CohortError: if the instances of a case have several labels.
+        CohortError: if the instances of one input have several labels.
     """
-    if not volume:
-        return [_item(cohort, index, [item]) for index, item in enumerate(cohort.instances)]
-    return [_item(cohort, index, case) for index, case in enumerate(cohort.cases(by).values())]
+    return [_item(cohort, index, case) for index, case in enumerate(inputs_of(cohort, preprocess))]
 
 
 def _item(cohort: Cohort, index: int, case: Sequence[Instance]) -> dict[str, Any]:
@@ -178,8 +164,6 @@ def dataset(
     seed: int = 0,
     on_error: str = "stop",
     store: Path | None = None,
-    series: SeriesRules | None = None,
-    rules: VolumeRules = RULES,
 ) -> Dataset:
     """A MONAI dataset of {"image": (C, H, W) or (C, D, H, W), "label": int, ...}.
 
@@ -187,10 +171,10 @@ def dataset(
         augment: `augmentation()`, or MONAI transforms of one's own.
         cache: keep images in memory after their deterministic steps, up to CACHE_BYTES (thrice that for colours that
             `channels` averages later); others are read each time.
-        on_error, store, series, rules: as of `Read`; with `series`, an item is a study.
+        on_error, store: as of `Read`.
     """
-    read = Read(preprocess, on_error=on_error, store=store, series=series, rules=rules)
-    items = items_of(cohort, volume=preprocess.volume, by="study" if series else "series")
+    read = Read(preprocess, on_error=on_error, store=store)
+    items = items_of(cohort, preprocess)
     chosen = augmentation(volume=preprocess.volume) if augment is True else list(augment or ())
     steps = Compose([read, *([Augment(chosen, seed)] if chosen else []), Finish(preprocess)])
     if not cache:
@@ -213,8 +197,6 @@ def loader(
     workers: int = 0,
     on_error: str = "stop",
     store: Path | None = None,
-    series: SeriesRules | None = None,
-    rules: VolumeRules = RULES,
 ) -> Batches:
     """Batches {"image": (B, C, H, W) or (B, C, D, H, W) float32, "label": (B,) int64}; the same for the same seed.
 
@@ -227,10 +209,7 @@ def loader(
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}: expected one of {', '.join(ON_ERROR)}")
     with own_errors():
-        data = dataset(
-            cohort, preprocess, augment=augment, cache=cache, seed=seed, on_error="skip", store=store, series=series,
-            rules=rules,
-        )  # fmt: skip
+        data = dataset(cohort, preprocess, augment=augment, cache=cache, seed=seed, on_error="skip", store=store)
     generator = torch.Generator().manual_seed(seed)
     batches = DataLoader(
         data, batch_size=batch_size, shuffle=shuffle, generator=generator, num_workers=workers, collate_fn=collate

@@ -1,10 +1,13 @@
 """THE preprocessing: named steps in numpy, scipy and Pillow, equal to the bit from training to serving.
 
-The steps themselves are in `steps.py` (values) and `steps_space.py` (space).
+The steps themselves are in `steps.py` (values) and `steps_space.py` (space). For volumes the first entries may say how
+files become one: `{"name": "series", ...}` (`SeriesRules`: which series of a study) and `{"name": "volume", ...}`
+(`VolumeRules`: what becomes of gaps, tilt and other planes).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +18,7 @@ import numpy as np
 
 from hscc_edge.data import steps, steps_space
 from hscc_edge.data.dicom import Image
+from hscc_edge.data.series import RULES, SeriesRules, VolumeRules, parse_series_rules, parse_volume_rules
 from hscc_edge.data.steps import Pixels, Sample
 from hscc_edge.data.volume import Volume
 from hscc_edge.errors import ConfigError
@@ -34,9 +38,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Steps in order; called on an `Image` it returns float32 (C, H, W), on a `Volume` (C, D, H, W)."""
+    """Steps in order; called on an `Image` it returns float32 (C, H, W), on a `Volume` (C, D, H, W).
+
+    Attributes:
+        series: which series of a study becomes the volume; None where every series is one.
+        rules: how files become a volume.
+    """
 
     steps: tuple[Step, ...]
+    series: SeriesRules | None = None
+    rules: VolumeRules = RULES
 
     def __call__(self, image: Image | Volume) -> Pixels:
         """(H, W) or (H, W, 3) -> (C, H, W), (D, H, W) -> (C, D, H, W); cost grows with the pixels in and out.
@@ -74,7 +85,7 @@ class Preprocess:
         return any(step.name in VOLUME or "depth" in step.options for step in self.steps)
 
     @property
-    def shape(self) -> tuple[Any, ...]:
+    def shape(self) -> tuple[int, ...]:
         """(C, H, W) or (C, D, H, W) of every result, as the steps declare it; 0 for a side that they do not."""
         channels, sides = 1, ["depth", "height", "width"][0 if self.volume else 1 :]
         size = dict.fromkeys(sides, 0)
@@ -92,8 +103,15 @@ class Preprocess:
         return hashlib.sha256(json.dumps([REVISION, self.to_json()], sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The steps as plain JSON objects; `parse_preprocess` reads them back."""
-        return [{"name": step.name, **step.options} for step in self.steps]
+        """Rules and steps as plain JSON objects; `parse_preprocess` reads them back."""
+        rules = [("series", SeriesRules(), self.series), ("volume", RULES, self.rules)]
+        read = [
+            {"name": name, **{key: value for key, value in given.items() if value != getattr(default, key)}}
+            for name, default, found in rules
+            if found is not None and (name == "series" or found != default)
+            for given in [dataclasses.asdict(found)]
+        ]
+        return [*read, *({"name": step.name, **step.options} for step in self.steps)]
 
 
 def _run(chosen: Sequence[Step], sample: Sample) -> Pixels:
@@ -139,7 +157,7 @@ def parse_preprocess(raw: Sequence[Mapping[str, Any]]) -> Preprocess:
         ConfigError: if a step or an option is unknown or missing, a value is out of range, nothing sets the size last,
             or a step that needs the headers comes after `channels`.
     """
-    preprocess = Preprocess(tuple(_parse_step(step) for step in raw))
+    preprocess = _parse(raw)
     if 0 in preprocess.shape:
         sides = "depth, height and width" if preprocess.volume else "height and width"
         raise ConfigError(
@@ -150,6 +168,27 @@ def parse_preprocess(raw: Sequence[Mapping[str, Any]]) -> Preprocess:
         _check_values(step, preprocess.shape[0])
     _check_order(preprocess)
     return preprocess
+
+
+def _parse(raw: Sequence[Mapping[str, Any]]) -> Preprocess:
+    read: dict[str, Any] = {}
+    rest = list(raw)
+    while rest and rest[0].get("name") in READ and rest[0]["name"] not in read:
+        name = rest[0]["name"]
+        read[name] = READ[name]({key: value for key, value in rest.pop(0).items() if key != "name"})
+    preprocess = Preprocess(tuple(_parse_step(step) for step in rest), read.get("series"), read.get("volume", RULES))
+    if read and not preprocess.volume:
+        raise ConfigError(
+            f"the preprocessing has {' and '.join(read)}, and no step for volumes: add one that names a depth, or "
+            "orient or spacing"
+        )
+    return preprocess
+
+
+READ: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "series": parse_series_rules,
+    "volume": parse_volume_rules,
+}
 
 
 def _check_order(preprocess: Preprocess) -> None:
@@ -166,6 +205,8 @@ def _check_order(preprocess: Preprocess) -> None:
 
 def _parse_step(raw: Mapping[str, Any]) -> Step:
     name = raw.get("name")
+    if name in READ:
+        raise ConfigError(f"the preprocessing has {name!r} twice or after a step: name it once, before all steps")
     if name not in STEPS:
         raise ConfigError(f"the preprocessing has the unknown step {name!r}: expected one of {', '.join(STEPS)}")
     options = {key: value for key, value in raw.items() if key != "name"}

@@ -48,11 +48,11 @@ class Parity:
         return asdict(self)
 
 
-def export_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
+def export_onnx(network: nn.Module, shape: tuple[int, ...]) -> bytes:
     """Export by torch.export, check, and strip what is not needed to run (names of source files among it).
 
     Args:
-        shape: (C, H, W) of one image; the batch is dynamic.
+        shape: (C, H, W) of one image or (C, D, H, W) of a volume; the batch is dynamic.
 
     Raises:
         ExportError: if torch cannot export the network, or the graph does not pass ONNX's checker.

@@ -113,7 +113,7 @@ def _layout(graph: Source, spec: Spec) -> str:
     return layout_of(port, spec.input_shape)
 
 
-def _examples(shape: tuple[int, int, int]) -> tuple[Images, Images]:
+def _examples(shape: tuple[int, ...]) -> tuple[Images, Images]:
     """A black image, and two of noise."""
     noise = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     return np.zeros((1, *shape), np.float32), noise

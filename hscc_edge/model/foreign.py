@@ -16,7 +16,7 @@ with extra("workstation"):
     from torch import fx, nn
 
 NAME = "onnx"
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 LAYOUTS = {"NCHW": (0, 1, 2), "NHWC": (1, 2, 0)}
 """By layout, where channels, rows and columns of our images go behind the batch."""
 

@@ -41,7 +41,7 @@ EXPECTED = (
     "expected model.onnx, model.pt2 of torch.export, model.ts of TorchScript, a MONAI bundle directory, or "
     "package.module:function with --weights"
 )
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

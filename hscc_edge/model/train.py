@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hscc_edge.bundle import WEIGHTS, Bundle, Code, Spec, write_bundle
+from hscc_edge.data.case import inputs_of
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import Preprocess
@@ -123,7 +124,7 @@ def fit(
     optimiser = torch.optim.AdamW(
         network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
-    steps = steps_of(schedule, len(cohort.instances))
+    steps = steps_of(schedule, len(inputs_of(cohort, preprocess)))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.learning_rate, total_steps=steps)
     batches = loader(
         cohort,
@@ -134,7 +135,8 @@ def fit(
         augment=schedule.augment,
         cache=True,
     )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last_3d if preprocess.volume else torch.channels_last
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     network.train()
     smooth = 0.0
     for epoch in range(schedule.epochs):
@@ -151,7 +153,8 @@ def fit(
 def _step(
     network: nn.Module, head: Head, optimiser: torch.optim.Optimizer, batch: dict[str, Any], schedule: Schedule
 ) -> float:
-    images = torch.as_tensor(batch["image"]).to(memory_format=torch.channels_last)
+    images = torch.as_tensor(batch["image"])
+    images = images.to(memory_format=torch.channels_last_3d if images.dim() == 5 else torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=schedule.precision == "bf16"):
         logits = network(images)
     loss = label_loss(head, logits.float(), torch.as_tensor(batch["label"]), schedule.label_smoothing)

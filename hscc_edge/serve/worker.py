@@ -16,7 +16,7 @@ from hscc_edge.bundle import Bundle
 from hscc_edge.data.dicom import Headers, read_headers, read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.pseudonym import pseudonym
-from hscc_edge.errors import DicomError, StorageError
+from hscc_edge.errors import ConfigError, DicomError, StorageError
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import parse_head
 from hscc_edge.runtime import Runtime, infer_each
@@ -46,6 +46,10 @@ class Worker:
         self._config, self._bundle, self._runtime = config, bundle, runtime
         self._journal, self._spool, self._key = journal, spool, key
         self._preprocess = parse_preprocess(bundle.spec.preprocess)
+        if self._preprocess.volume:
+            raise ConfigError(
+                f"the bundle {bundle.root} is for volumes, which the daemon does not read yet: serve one for images"
+            )
         self._rule, self._head = parse_rule(bundle.spec.decision), parse_head(bundle.spec.head)
         self._not_before: dict[str, float] = {}
         self._failures: dict[str, int] = {}

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
+from hscc_edge.data.case import inputs_of, load
 from hscc_edge.data.cohort import Cohort
-from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import BundleError
 from hscc_edge.model.head import parse_head
@@ -123,8 +123,9 @@ def _check_alike(candidate: Bundle, reference: Bundle) -> None:
 
 def _some_images(bundle: Bundle, cohort: Cohort) -> list[NDArray[np.float32]]:
     preprocess = parse_preprocess(bundle.spec.preprocess)
-    step = max(len(cohort.instances) // TIMED_IMAGES, 1)
-    return [preprocess(read_image(cohort.path(item))) for item in cohort.instances[::step][:TIMED_IMAGES]]
+    inputs = inputs_of(cohort, preprocess)
+    step = max(len(inputs) // TIMED_IMAGES, 1)
+    return [load(cohort, items, preprocess) for items in inputs[::step][:TIMED_IMAGES]]
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:

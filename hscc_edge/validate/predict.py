@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
+from hscc_edge.data.case import stream
 from hscc_edge.data.cohort import Cohort
-from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import CohortError
 from hscc_edge.model.decision import Decision, decide, parse_rule
@@ -59,7 +59,8 @@ def predict(bundle: Bundle, runtime: Runtime, cohort: Cohort, progress: Progress
             raise CohortError(
                 f"{items[0].file} and others of its {rule.unit} have unlike labels: mend the cohort's table"
             )
-        logits = infer_each(runtime, (preprocess(read_image(cohort.path(item))) for item in items))
+        part = replace(cohort, instances=items)
+        logits = infer_each(runtime, (pixels for _, pixels in stream(part, preprocess)))
         decision = decide(rule, head, logits)
         patient = cohort.pseudonym(items[0].patient)
         found.append(Case(cohort.pseudonym(uid), patient, items[0].label, decision, logits))

@@ -10,7 +10,7 @@ from commandline import run
 
 from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import export as verbs
-from hscc_edge.data.cohort import stream
+from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
 
 

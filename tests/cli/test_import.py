@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from torch import nn
 
 from hscc_edge.bundle import SOURCE, WEIGHTS, read_bundle
-from hscc_edge.data.cohort import stream
+from hscc_edge.data.case import stream
 from hscc_edge.model.load import load_network
 
 SIZE = 64

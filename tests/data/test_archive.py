@@ -1,4 +1,4 @@
-"""A folder as it came out of a PACS: labels from tables, reports and folders; what is left out is listed, nobody moves."""
+"""A folder as it came out of a PACS: labels from tables, reports, folders; what is left out is listed; nobody moves."""
 
 import csv
 import dataclasses

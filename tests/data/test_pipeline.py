@@ -14,10 +14,10 @@ from monai.transforms import Compose, RandFlipd
 
 from hscc_edge.data import case
 from hscc_edge.data.cache import key_of
-from hscc_edge.data.cohort import stream
+from hscc_edge.data.case import stream
 from hscc_edge.data.pipeline import Finish, Read, dataset, loader
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.data.series import SeriesRules, VolumeRules, read_volume
+from hscc_edge.data.series import read_volume
 from hscc_edge.errors import CohortError, ConfigError, DicomError, StorageError
 
 STEPS = [
@@ -206,7 +206,7 @@ def test_an_item_of_a_volume_is_a_series(few, workers, tmp_path):
 
 
 def test_volumes_are_augmented_and_skipped_too(few):
-    preprocess = parse_preprocess(CUBE)
+    preprocess = parse_preprocess([{"name": "volume", "minimum_slices": 3}, *CUBE])
     shutil.copy(few.path(few.instances[0]), few.path(few.instances[1]))
     gap = few.path(next(item for item in few.instances if item.series == few.instances[5].series))
     dataset = pydicom.dcmread(gap)
@@ -215,9 +215,8 @@ def test_volumes_are_augmented_and_skipped_too(few):
     found = {}
     for workers in (0, 2):
         batches = loader(
-            few, preprocess, batch_size=2, shuffle=True, seed=3, augment=True, workers=workers, on_error="skip",
-            rules=VolumeRules(minimum_slices=3),
-        )  # fmt: skip
+            few, preprocess, batch_size=2, shuffle=True, seed=3, augment=True, workers=workers, on_error="skip"
+        )
         found[workers] = drawn(batches)[0]
         assert len(batches.skipped) == 2 and len(found[workers]) == 6
         assert any("2 positions: expected at least 3" in reason for reason in batches.skipped.values())
@@ -225,11 +224,12 @@ def test_volumes_are_augmented_and_skipped_too(few):
 
 
 def test_a_study_gives_the_series_that_rules_choose(few):
-    preprocess, rules = parse_preprocess(CUBE), SeriesRules(modality="MR", minimum_slices=3)
-    images, _ = drawn(loader(few, preprocess, batch_size=4, shuffle=False, seed=0, series=rules))
+    preprocess = parse_preprocess([{"name": "series", "modality": "MR", "minimum_slices": 3}, *CUBE])
+    images, _ = drawn(loader(few, preprocess, batch_size=4, shuffle=False, seed=0))
     assert len(images) == len(few.cases("study"))
     with pytest.raises(DicomError, match="no series of the case fits the rules"):
-        list(loader(few, preprocess, batch_size=4, shuffle=False, seed=0, series=SeriesRules(modality="CT")))
+        other = parse_preprocess([{"name": "series", "modality": "CT"}, *CUBE])
+        list(loader(few, other, batch_size=4, shuffle=False, seed=0))
 
 
 def test_a_case_with_two_labels_is_told(few):

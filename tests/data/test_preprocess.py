@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hscc_edge.data.cohort import stream
+from hscc_edge.data.case import stream
 from hscc_edge.data.dicom import Image
 from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess

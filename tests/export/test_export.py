@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hscc_edge.bundle import read_bundle
-from hscc_edge.data.cohort import stream
+from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import EngineError, ExportError, InputError
 from hscc_edge.export.engine import build_engine
