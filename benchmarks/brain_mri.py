@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hscc_edge.cli.demo import Steps
 from hscc_edge.cli.output import Output
+from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,10 @@ def prepare(data: Path, cache: Path, network: str = "alexnet") -> tuple[Path, Pa
 
 
 def prepare_cohort(steps: Steps, data: Path, cache: Path) -> Path:
-    """The cohort, imported from DATA's two archives without exact duplicates, unless it is in the cache."""
+    """The cohort, imported from DATA's two archives, unless it is in the cache.
+
+    Exact duplicates are dropped, and from the test split every picture that is nearly equal to one in train.
+    """
     cohort = cache / "cohort"
     if (cohort / "cohort.toml").is_file():
         return cohort
@@ -45,17 +49,20 @@ def prepare_cohort(steps: Steps, data: Path, cache: Path) -> Path:
             raise InputError(f"{archive} does not exist: give the directory of training.tar and testing.tar")
         with tarfile.open(archive) as tar:
             tar.extractall(pictures / split, filter="data")
-    steps.run("import", "cohort", "import", pictures, cohort, "--drop-duplicates", "--name", "brain-mri", "--overwrite")
-    steps.run("check", "cohort", "check", cohort)
+    raw = cache / "cohort-raw"
+    steps.run("import", "cohort", "import", pictures, raw, "--drop-duplicates", "--name", "brain-mri", "--overwrite")
+    steps.run("clean", "cohort", "clean", raw, cohort, "--jobs", 2)
+    steps.run("check", "cohort", "check", cohort, "--no-shortcuts", "--jobs", 2)
     return cohort
 
 
 def prepare_dense(steps: Steps, cohort: Path, cache: Path, network: str = "alexnet") -> Path:
-    """The trained and exported bundle of a recipe, unless it is in the cache for this recipe and cohort."""
+    """The trained and exported bundle of a recipe, unless it is in the cache for this recipe and train split."""
     recipe = RECIPES / f"brain-mri-{network}.toml"
     if not recipe.is_file():
         raise InputError(f"{recipe} does not exist: give a network that has a recipe in calibration/recipes")
-    key = hashlib.sha256(recipe.read_bytes() + (cohort / "instances.csv").read_bytes()).hexdigest()[:16]
+    train = read_cohort(cohort).select("train")
+    key = hashlib.sha256(recipe.read_bytes() + train.digest.encode()).hexdigest()[:16]
     dense = cache / f"dense-{network}-{key}"
     if not (dense / "manifest.json").is_file():
         steps.run("train", "train", recipe, "--cohort", cohort, "--out", dense)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hscc_edge.cli.cohort_import import Overwrite, import_, show
-from hscc_edge.cli.cohort_versions import diff, lock, report, split
+from hscc_edge.cli.cohort_versions import clean, diff, lock, report, split
 from hscc_edge.cli.deidentify import deidentify
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.cli.subset import subset
@@ -16,7 +16,7 @@ from hscc_edge.errors import CohortError, GateError
 
 app = typer.Typer(help="Make, import, check, split, lock and show cohorts.", no_args_is_help=True)
 app.command("import")(import_)
-for verb in (split, subset, lock, diff, deidentify, report):
+for verb in (split, clean, subset, lock, diff, deidentify, report):
     app.command()(verb)
 
 

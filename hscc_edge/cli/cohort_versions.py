@@ -1,4 +1,4 @@
-"""`hscc-edge cohort split | lock | diff | report`: what a cohort's figures stand on, and how it changed."""
+"""`hscc-edge cohort split | clean | lock | diff | report`: what a cohort's figures stand on, and how it changed."""
 
 from __future__ import annotations
 
@@ -132,3 +132,28 @@ def report(
     durable.write_text(out, render(found, checked, conditions))
     output.say(f"report {out}{'' if check else ' (not checked)'}")
     output.result({"report": str(out), "images": len(found.instances), "checked": check})
+
+
+def clean(
+    cohort: CohortArgument,
+    out: Annotated[Path, typer.Argument(help="New cohort directory, over the same files.")],
+    jobs: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    overwrite: Overwrite = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the cohort without leaks: of equal and near pictures in several splits, those in val and test go.
+
+    What can be trained on stays as it is; what is judged on holds nothing that was trained on.
+
+    Example: hscc-edge cohort clean cohort cohort-clean
+    """
+    from hscc_edge.data.cohort import read_cohort, rewrite_cohort
+    from hscc_edge.data.leakage import check_cohort, without_leaks
+
+    output, found = Output(as_json), read_cohort(cohort)
+    with output.progress("check", len(found.instances)) as advance:
+        findings = check_cohort(found, advance, shortcuts=False, jobs=jobs)
+    rest = rewrite_cohort(without_leaks(found, findings), out, replace=overwrite)
+    dropped = len(found.instances) - len(rest.instances)
+    output.say(f"{dropped} images dropped")
+    show(output, out, rest, dropped=dropped)
