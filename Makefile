@@ -1,4 +1,4 @@
-# setup: .venv with everything; demo: the whole path; test: lint, types, tests; bench-compress: the real-data table
+# setup: .venv with everything; demo: the whole path; test: lint, types, tests; fuzz: hostile DICOM files; bench-*: figures on real data
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
 
-.PHONY: setup system demo lint test bench-compress clean
+.PHONY: setup system demo lint test fuzz bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,16 @@ test: setup system lint
 bench-compress: setup
 	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench-compress DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }
 	$(BIN)/python benchmarks/compress.py --data "$(DATA)" --out "$(OUT)"
+
+# duplicates and shortcuts, calibration choices, scanning: about two hours on two cores, and 10 GB of disk for a while
+bench-cohort: setup
+	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench-cohort DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }
+	$(BIN)/python benchmarks/duplicates.py --data "$(DATA)" --out "$(OUT)/duplicates"
+	$(BIN)/python benchmarks/scan.py --files 20000 --rounds 2 --out "$(OUT)/scan"
+	$(BIN)/python benchmarks/calibration.py --data "$(DATA)" --out "$(OUT)/calibration"
+
+fuzz: setup system
+	$(BIN)/python benchmarks/fuzz_dicom.py --files 5000 --out "$(OUT)/fuzz"
 
 clean:
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

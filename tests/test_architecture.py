@@ -20,9 +20,11 @@ LAYERS = (
 )  # fmt: skip
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
-    "errors", "durable", "bundle", "data", "data.dicom", "data.preprocess", "data.cohort", "data.pseudonym", "model",
-    "model.plan", "model.head", "model.decision", "export", "export.engine", "export.devices", "runtime.*", "serve.*",
-    "validate.*",
+    "errors", "durable", "bundle", "model", "model.plan", "model.head", "model.decision", "export", "export.engine",
+    "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case", "data.codestream", "data.cohort",
+    "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
+    "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
+    "data.split", "data.steps", "data.steps_space", "data.voi", "data.volume",
 )  # fmt: skip
 WORKSTATION = {"runtime.eager", "validate.saliency", "validate.robustness"}
 HEAVY = {"torch", "monai"}
