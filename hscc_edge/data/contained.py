@@ -25,8 +25,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydicom.uid import UID
 
-from hscc_edge.data.dicom import Headers, Image
+from hscc_edge.data.dicom import Headers, Image, read_headers, read_image
 from hscc_edge.data.limits import LIMITS, MIB, Limits
 from hscc_edge.data.lookup import Lut
 from hscc_edge.errors import DicomError
@@ -81,6 +82,15 @@ class ContainedReader:
                 if pipe is not None:
                     pipe.close()
             self._child = None
+
+    def read(self, path: Path, frame: int | None = None) -> Image:
+        """`image` where the pixels are compressed; others, which no native decoder touches, are read here.
+
+        Raises:
+            DicomError: as `image` does.
+        """
+        compressed = UID(read_headers(path).transfer_syntax_uid).is_encapsulated
+        return self.image(path, frame) if compressed else read_image(path, frame, limits=self._limits)
 
     def image(self, path: Path, frame: int | None = None) -> Image:
         """What `dicom.read_image` returns.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import UID
 
 from hscc_edge.data.cohort import Cohort
-from hscc_edge.data.dicom import FAULTS, Image, read_dataset, read_frames, read_image
+from hscc_edge.data.contained import ContainedReader
+from hscc_edge.data.dicom import FAULTS, Headers, Image, headers_of, read_dataset, read_frames, read_image
 from hscc_edge.data.shortcut import Features, features
 from hscc_edge.data.thumbnail import LENGTH, SIDE, VIEWS, signatures, thumbnail
 from hscc_edge.errors import DicomError
@@ -123,7 +127,7 @@ def inspect_file(file: File) -> tuple[bool, list[Picture]]:
     except OSError:
         return False, [Picture()] * len(file.frames)
     altered = hashlib.sha256(raw).hexdigest() != file.digest
-    return altered, [_picture(raw, frame) for frame in file.frames]
+    return altered, [_picture(file.path, raw, frame) for frame in file.frames]
 
 
 def pixel_digest(images: Iterable[Image]) -> str:
@@ -134,10 +138,18 @@ def pixel_digest(images: Iterable[Image]) -> str:
     return found.hexdigest()
 
 
-def _picture(raw: bytes, frame: str) -> Picture:
+@cache
+def _reader() -> ContainedReader:
+    """This process's, ended with it."""
+    reader = ContainedReader()
+    atexit.register(reader.close)
+    return reader
+
+
+def _picture(path: Path, raw: bytes, frame: str) -> Picture:
     try:
         dataset = read_dataset(io.BytesIO(raw), pixels=True)
-        shown, digest = _frame(raw, frame)
+        shown, digest = _frame(path, raw, frame, headers_of(dataset, str(path)))
         thumb = thumbnail(shown.pixels)
         found = features(shown.pixels, dataset, len(raw))
     except (DicomError, *FAULTS):
@@ -145,21 +157,30 @@ def _picture(raw: bytes, frame: str) -> Picture:
     return Picture(digest, thumb, None if thumb is None else signatures(thumb), found)
 
 
-def _frame(raw: bytes, frame: str) -> tuple[Image, str]:
+def _frame(path: Path, raw: bytes, frame: str, headers: Headers) -> tuple[Image, str]:
     """The frame, or the middle one of all, and the digest of what the instance is."""
-    if frame:
-        image = read_image(io.BytesIO(raw), int(frame))
-        return image, pixel_digest([image])
+    wanted = [int(frame)] if frame else range(headers.frames)
+    middle = wanted[len(wanted) // 2]
     kept: list[Image] = []
 
     def each() -> Iterator[Image]:
-        for index, image in enumerate(read_frames(io.BytesIO(raw))):
-            if index <= image.headers.frames // 2:
-                kept[:] = [image]
+        for index, image in zip(wanted, _images(path, raw, wanted, headers), strict=True):
+            if index == middle:
+                kept.append(image)
             yield image
 
     digest = pixel_digest(each())
     return kept[0], digest
+
+
+def _images(path: Path, raw: bytes, wanted: Sequence[int], headers: Headers) -> Iterator[Image]:
+    """Frames one at a time; compressed ones are decoded in a process of their own."""
+    if UID(headers.transfer_syntax_uid).is_encapsulated:
+        yield from (_reader().image(path, index if headers.frames > 1 else None) for index in wanted)
+    elif len(wanted) == 1:
+        yield read_image(io.BytesIO(raw), wanted[0] if headers.frames > 1 else None)
+    else:
+        yield from read_frames(io.BytesIO(raw))
 
 
 def _files(cohort: Cohort, groups: Iterable[list[int]]) -> Iterator[File]:

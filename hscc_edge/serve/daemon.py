@@ -77,6 +77,7 @@ class Daemon:
             self._stop.set()
             self._intake.stop()
             self._join(threads)
+            self._worker.close()
             self.journal.close()
             os.close(self._lock)
             LOG.info("event=stopped")

@@ -13,7 +13,8 @@ import pydicom
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.data.dicom import Headers, read_headers, read_image
+from hscc_edge.data.contained import ContainedReader
+from hscc_edge.data.dicom import Headers, read_headers
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.errors import ConfigError, DicomError, StorageError
@@ -51,8 +52,13 @@ class Worker:
                 f"the bundle {bundle.root} is for volumes, which the daemon does not read yet: serve one for images"
             )
         self._rule, self._head = parse_rule(bundle.spec.decision), parse_head(bundle.spec.head)
+        self._reader = ContainedReader()
         self._not_before: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+
+    def close(self) -> None:
+        """End the process that decodes, if there is one."""
+        self._reader.close()
 
     def step(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Work on every study that is complete now; returns how many were finished.
@@ -119,7 +125,7 @@ class Worker:
                 if headers.modality not in self._config.modalities:
                     reasons[row.id] = "out of scope: modality"
                     continue
-                pixels = self._preprocess(read_image(self._spool.path(row.file)))
+                pixels = self._preprocess(self._reader.read(self._spool.path(row.file)))
                 usable.append(Usable(row, headers, infer_each(self._runtime, [pixels])))
             except DicomError:
                 reasons[row.id] = "cannot be decoded"

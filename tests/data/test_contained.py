@@ -173,3 +173,30 @@ def test_a_reader_that_does_not_start_says_so():
     words = "its decoder ended with exit code 1"
     with ContainedReader(reader="no.such.module:read") as reader, pytest.raises(DicomError, match=words):
         reader.image(WHEEL / "MR_small.dcm")
+
+
+def test_only_compressed_pixels_leave_the_process(reader, tmp_path):
+    assert np.array_equal(reader.read(tmp_path / "good.dcm").pixels, read_image(WHEEL / "MR_small.dcm").pixels)
+    (tmp_path / "segfault").write_bytes((WHEEL / "MR_small.dcm").read_bytes())
+    assert reader.read(tmp_path / "segfault").headers.rows == 64
+    (tmp_path / "segfault").write_bytes((WHEEL / "MR_small_jp2klossless.dcm").read_bytes())
+    with pytest.raises(DicomError, match="crashed"):
+        reader.read(tmp_path / "segfault")
+
+
+def test_a_check_survives_a_decoder_that_crashes(phantom, tmp_path, monkeypatch):
+    from dataclasses import replace
+    from shutil import copy
+
+    from hscc_edge.data import inspection
+    from hscc_edge.data.leakage import check_cohort
+
+    (tmp_path / "decoder_that_fails.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    copy(WHEEL / "MR_small_jp2klossless.dcm", tmp_path / "segfault")
+    copy(phantom.path(phantom.instances[1]), tmp_path / "whole")
+    items = (replace(phantom.instances[0], file="segfault"), replace(phantom.instances[1], file="whole"))
+    with ContainedReader(reader="decoder_that_fails:read") as failing:
+        monkeypatch.setattr(inspection, "_reader", lambda: failing)
+        found = check_cohort(replace(phantom, files=tmp_path, instances=items), near=False, shortcuts=False)
+    assert found.unreadable == ("segfault",)
