@@ -16,7 +16,7 @@ import platform
 import resource
 import tarfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -27,10 +27,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from hscc_edge.data.cohort import read_cohort
+from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.data.images import import_images
-from hscc_edge.data.leakage import check_cohort
+from hscc_edge.data.leakage import Findings, check_cohort, without_leaks
 from hscc_edge.data.near import DUPLICATE, NEIGHBOURING, candidates, compare, near_pairs, owners
+from hscc_edge.data.phantom import write_phantom
 from hscc_edge.data.shortcut import FAMILIES
 from hscc_edge.data.thumbnail import signatures, thumbnail
 from hscc_edge.durable import write_text
@@ -138,6 +139,26 @@ def crossed(pairs: list[Any], labels: list[str], originals: list[np.ndarray]) ->
     }
 
 
+def apart(out: Path, patients: int = 400) -> dict[str, Any]:
+    """What is called a duplicate among pictures that are none: slices of so many synthetic heads."""
+    if not (out / "phantom" / "cohort.toml").is_file():
+        write_phantom(out / "phantom", patients=patients)
+    cohort = read_cohort(out / "phantom")
+    found = check_cohort(cohort, shortcuts=False)
+    pictures = len(cohort.instances)
+    return {"pictures": pictures, "false_groups": len(found.near), "per_1000": 1000 * len(found.near) / pictures}
+
+
+def leaked(whole: Cohort, findings: Findings) -> dict[str, dict[str, int]]:
+    """By class: distinct test pictures, and those of them that are nearly equal to none in train."""
+    again = {item.file for group in findings.duplicates for item in group[1:]}
+    found = {}
+    for name, part in (("test", whole), ("without_leaks", without_leaks(whole, findings))):
+        left = Counter(item.label for item in part.instances if item.split == "test" and item.file not in again)
+        found[name] = {label: left[label] for label in whole.classes}
+    return found
+
+
 def search_cost(marks: np.ndarray, counts: tuple[int, ...] = (5_000, 10_000, 20_000)) -> dict[str, float]:
     """Seconds of the search alone, on signatures drawn near real ones."""
     random, found = np.random.default_rng(2), {}
@@ -202,7 +223,13 @@ def markdown(found: dict[str, Any]) -> str:
         f"{crossing['duplicates_between_classes']} duplicates, {crossing['neighbouring_between_classes']} "
         f"neighbouring; largest similarities {crossing['largest_similarities']}.",
         "",
+        f"Of {found['apart']['pictures']} slices of 400 synthetic heads, of which no two are one picture, "
+        f"{found['apart']['false_groups']} groups are called duplicates: {found['apart']['per_1000']:.2f} in 1,000.",
+        "",
         f"By eye: {found['by_eye']}",
+        "",
+        "Distinct test pictures by class, and what is left once those that are nearly equal to a training picture "
+        f"are gone: {found['leaked']['test']}; {found['leaked']['without_leaks']}.",
         "",
         "| what the label is told from | verdict | balanced accuracy | chance | p | AUC, one against rest |",
         "|---|---|---:|---:|---:|---|",
@@ -243,7 +270,8 @@ def main() -> None:
                 tar.extractall(raw / split, filter="data")
         import_images(raw, cohort, name="brain-mri", replace=True)
     start, before = time.perf_counter(), os.times()
-    check = check_cohort(read_cohort(cohort), jobs=options.jobs).to_json()
+    whole = read_cohort(cohort)
+    findings = check_cohort(whole, jobs=options.jobs)
     after = os.times()
     cost = {
         "jobs": options.jobs,
@@ -252,7 +280,7 @@ def main() -> None:
         "peak_mib": round(max(resource.getrusage(who).ru_maxrss for who in (0, -1)) / 1024),
     }
     counts, originals, labels = distinct(options.data)
-    injected, pairs = recall(originals, seed=7)
+    injected, pairs = recall(originals, seed=11)
     marks = np.stack([signatures(thumbnail(a.astype(np.float32))) for a in originals[::4]])
     found = {
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -260,9 +288,11 @@ def main() -> None:
         "versions": {name: version(name) for name in ("hscc-edge", "numpy", "scipy", "scikit-learn", "pillow")},
         "thresholds": {"duplicate": DUPLICATE, "neighbouring": NEIGHBOURING},
         "independent": counts,
-        "check": check,
+        "check": findings.to_json(),
         "injected": injected,
         "between_classes": crossed(pairs, labels, originals),
+        "apart": apart(options.out),
+        "leaked": leaked(whole, findings),
         "by_eye": options.by_eye,
         "cost": {**cost, "search_cpu_s": search_cost(marks)},
     }
