@@ -55,7 +55,12 @@ def import_(
     rules = dataclasses.replace(rules, name=name) if name else rules
     index = index or out.with_name(out.name + ".index")
     summary = _scan(output, directory, index, jobs)
-    _show_imported(output, out, summary, _import_archive(output, directory, index, out, rules, overwrite))
+    try:
+        found = _import_archive(output, directory, index, out, rules, overwrite)
+    finally:
+        if not summary.kinds.get("image"):
+            index.unlink(missing_ok=True)
+    _show_imported(output, out, summary, found)
 
 
 def _holds(directory: Path, spec: Path | None, labels: str | None) -> str:

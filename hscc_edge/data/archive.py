@@ -58,6 +58,10 @@ def import_archive(root: Path, index_path: Path, out: Path, spec: Spec, *, repla
     """
     earlier = read_cohort(out) if replace and (out / "cohort.toml").is_file() else None
     secret = (earlier.secret if earlier else b"") or secrets.token_bytes(32)
+    if next(index.rows(index_path, IMAGE), None) is None:
+        raise CohortError(
+            f"{root} holds no DICOM image, and no picture in class folders: expected either, in two classes or more"
+        )
     labels = read_labels(spec.labels, index.rows(index_path), root)
     collected, used = _collect(index_path, spec, labels, secret)
     collected = _consistent(collected, spec.unit)
