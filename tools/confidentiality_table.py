@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parent.parent / "hscc_edge" / "data"
+DATA = Path(__file__).resolve().parent.parent / "hscc_edge" / "data" / "deidentify"
 ACTIONS = {
     "D_TAGS": "D", "Z_TAGS": "Z", "X_TAGS": "X", "U_TAGS": "U", "Z_D_TAGS": "Z/D", "X_Z_TAGS": "X/Z", "X_D_TAGS": "X/D",
     "X_Z_D_TAGS": "X/Z/D", "X_Z_U_STAR_TAGS": "X/Z/U*",
@@ -57,8 +57,8 @@ def main() -> None:
     edition, options = source["source"]["edition"], source["option_keys"]
     attributes = rows(source["rules"], ["tag", "name"], options)
     content = rows(source["content_items"], ["scheme", "code", "value_type", "meaning"], options)
-    write(DATA / f"deidentify_{edition}.csv", ["tag", "name", "basic", *options], attributes)
-    write(DATA / f"deidentify_content_{edition}.csv",
+    write(DATA / f"attributes_{edition}.csv", ["tag", "name", "basic", *options], attributes)
+    write(DATA / f"content_{edition}.csv",
           ["scheme", "code", "value_type", "meaning", "basic", *options], content)  # fmt: skip
     print(f"PS3.15 {edition}: {len(attributes)} attributes, {len(content)} content items")
     if chosen.check:

@@ -10,7 +10,7 @@ import typer
 from hscc_edge.cli.output import JsonFlag, Output
 
 if TYPE_CHECKING:
-    from hscc_edge.data.deidentify_report import Report
+    from hscc_edge.data.deidentify.report import Report
 
 
 def deidentify(
@@ -30,10 +30,10 @@ def deidentify(
     Example: hscc-edge cohort deidentify cohort shared --key site.key --new-key --profile deidentify.toml
     """
     from hscc_edge.data.cohort import read_cohort
-    from hscc_edge.data.deidentify_cohort import deidentify_cohort, deidentify_folder
-    from hscc_edge.data.deidentify_key import check_apart, read_key
-    from hscc_edge.data.deidentify_key import new_key as make_key
-    from hscc_edge.data.deidentify_profile import Profile, read_profile
+    from hscc_edge.data.deidentify.cohort import deidentify_cohort, deidentify_folder
+    from hscc_edge.data.deidentify.key import check_apart, read_key
+    from hscc_edge.data.deidentify.key import new_key as make_key
+    from hscc_edge.data.deidentify.profile import Profile, read_profile
 
     output, chosen = Output(as_json), Profile() if profile is None else read_profile(profile)
     check_apart(key, out)

@@ -14,9 +14,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, MRImageStorage
 
-from hscc_edge.data.deidentify_codes import CODE_TEXT
-from hscc_edge.data.deidentify_lists import BULK, GONE, KEPT_UIDS, TECHNICAL
-from hscc_edge.data.deidentify_profile import attribute_rules
+from hscc_edge.data.deidentify.codes import CODE_TEXT
+from hscc_edge.data.deidentify.lists import BULK, GONE, KEPT_UIDS, TECHNICAL
+from hscc_edge.data.deidentify.profile import attribute_rules
 
 TEXT = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 # Attributes beyond the table that are kept by design: numbers, coded strings, the lists of deidentify_lists.py, codes,

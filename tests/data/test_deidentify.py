@@ -8,8 +8,8 @@ from planted import planted_dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from hscc_edge.data.deidentify import deidentify_dataset
-from hscc_edge.data.deidentify_profile import Profile, rule_of
+from hscc_edge.data.deidentify.dataset import deidentify_dataset
+from hscc_edge.data.deidentify.profile import Profile, rule_of
 from hscc_edge.data.dicom import read_dataset
 
 KEY = bytes(range(32))

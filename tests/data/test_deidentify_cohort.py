@@ -17,11 +17,11 @@ from pydicom.data import get_testdata_file
 
 from hscc_edge.cli.deidentify import deidentify
 from hscc_edge.data.cohort import read_cohort
-from hscc_edge.data.deidentify import deidentify_dataset
-from hscc_edge.data.deidentify_burned import has_text_like, header_warnings
-from hscc_edge.data.deidentify_cohort import deidentify_cohort, deidentify_folder
-from hscc_edge.data.deidentify_key import check_apart, new_key, read_key
-from hscc_edge.data.deidentify_profile import Profile
+from hscc_edge.data.deidentify.burned import has_text_like, header_warnings
+from hscc_edge.data.deidentify.cohort import deidentify_cohort, deidentify_folder
+from hscc_edge.data.deidentify.dataset import deidentify_dataset
+from hscc_edge.data.deidentify.key import check_apart, new_key, read_key
+from hscc_edge.data.deidentify.profile import Profile
 from hscc_edge.data.dicom import read_dataset, read_image
 from hscc_edge.data.images import import_images, secondary_capture
 from hscc_edge.data.phantom import write_phantom

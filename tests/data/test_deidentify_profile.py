@@ -3,7 +3,7 @@
 import pytest
 from pydicom.datadict import tag_for_keyword
 
-from hscc_edge.data.deidentify_profile import CODES, Profile, attribute_rules, content_rules, read_profile, rule_of
+from hscc_edge.data.deidentify.profile import CODES, Profile, attribute_rules, content_rules, read_profile, rule_of
 from hscc_edge.errors import ConfigError
 
 

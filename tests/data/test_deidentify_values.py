@@ -16,11 +16,11 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGBaseline8Bit
 
-from hscc_edge.data.deidentify import deidentify_dataset
-from hscc_edge.data.deidentify_codes import meanings
-from hscc_edge.data.deidentify_frames import without_comments
-from hscc_edge.data.deidentify_profile import Profile
-from hscc_edge.data.deidentify_values import Keyed, known_words, shifted
+from hscc_edge.data.deidentify.codes import meanings
+from hscc_edge.data.deidentify.dataset import deidentify_dataset
+from hscc_edge.data.deidentify.frames import without_comments
+from hscc_edge.data.deidentify.profile import Profile
+from hscc_edge.data.deidentify.values import Keyed, known_words, shifted
 from hscc_edge.errors import DicomError
 
 KEY, OTHER = b"k" * 32, b"o" * 32

@@ -14,12 +14,12 @@ from pydicom import Dataset
 
 from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, Instance, write_cohort
-from hscc_edge.data.deidentify import deidentify_dataset, is_deidentified
-from hscc_edge.data.deidentify_burned import has_text_like, header_warnings
-from hscc_edge.data.deidentify_lists import MALFORMED
-from hscc_edge.data.deidentify_profile import EDITION, Profile
-from hscc_edge.data.deidentify_report import Report
-from hscc_edge.data.deidentify_values import Keyed
+from hscc_edge.data.deidentify.burned import has_text_like, header_warnings
+from hscc_edge.data.deidentify.dataset import deidentify_dataset, is_deidentified
+from hscc_edge.data.deidentify.lists import MALFORMED
+from hscc_edge.data.deidentify.profile import EDITION, Profile
+from hscc_edge.data.deidentify.report import Report
+from hscc_edge.data.deidentify.values import Keyed
 from hscc_edge.data.dicom import read_dataset, read_image
 from hscc_edge.errors import CohortError, DicomError
 

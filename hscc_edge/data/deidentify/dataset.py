@@ -22,10 +22,10 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from hscc_edge import __version__
-from hscc_edge.data.deidentify_codes import CODE_TEXT, code_text, is_code
-from hscc_edge.data.deidentify_echo import identity_pattern, is_echo
-from hscc_edge.data.deidentify_frames import clean_pixel_data
-from hscc_edge.data.deidentify_lists import (
+from hscc_edge.data.deidentify.codes import CODE_TEXT, code_text, is_code
+from hscc_edge.data.deidentify.echo import identity_pattern, is_echo
+from hscc_edge.data.deidentify.frames import clean_pixel_data
+from hscc_edge.data.deidentify.lists import (
     BINARY,
     BULK,
     GONE,
@@ -36,8 +36,8 @@ from hscc_edge.data.deidentify_lists import (
     STRUCTURED,
     TECHNICAL,
 )
-from hscc_edge.data.deidentify_profile import EDITION, TEMPORAL, Profile, Rule, content_rules, rule_of
-from hscc_edge.data.deidentify_values import DUMMIES, DUMMY, Keyed, is_registered_uid, known_words, shifted
+from hscc_edge.data.deidentify.profile import EDITION, TEMPORAL, Profile, Rule, content_rules, rule_of
+from hscc_edge.data.deidentify.values import DUMMIES, DUMMY, Keyed, is_registered_uid, known_words, shifted
 from hscc_edge.errors import DicomError
 
 # with a hundred-year-old, whoever knows one knows who

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydicom import DataElement, Dataset
 
-from hscc_edge.data.deidentify_lists import MALFORMED
+from hscc_edge.data.deidentify.lists import MALFORMED
 
 _NUMBERED = (
     "PatientID OtherPatientIDs AccessionNumber AdmissionID MedicalRecordLocator PatientTelephoneNumbers StudyID "

@@ -9,7 +9,7 @@ from functools import cache
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from hscc_edge.data.deidentify_values import DUMMY
+from hscc_edge.data.deidentify.values import DUMMY
 
 CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 CODE_TEXT = (*CODE_VALUES, "CodeMeaning", "CodingSchemeDesignator", "CodingSchemeVersion")

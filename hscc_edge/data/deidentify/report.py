@@ -8,9 +8,9 @@ from typing import Any
 
 from pydicom import Dataset
 
-from hscc_edge.data.deidentify_codes import CODE_TEXT
-from hscc_edge.data.deidentify_profile import EDITION, NOT_DONE, Profile
-from hscc_edge.data.deidentify_values import DUMMY
+from hscc_edge.data.deidentify.codes import CODE_TEXT
+from hscc_edge.data.deidentify.profile import EDITION, NOT_DONE, Profile
+from hscc_edge.data.deidentify.values import DUMMY
 
 TEXT = frozenset(["CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"])
 OURS = frozenset(["PatientID", "DeidentificationMethod", "LongitudinalTemporalInformationModified", *CODE_TEXT])

@@ -10,7 +10,7 @@ from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import get_expected_length
 
-from hscc_edge.data.deidentify_lists import MALFORMED
+from hscc_edge.data.deidentify.lists import MALFORMED
 from hscc_edge.errors import DicomError
 
 SOI, SOC = b"\xff\xd8", b"\xff\x4f"

@@ -122,18 +122,18 @@ class Profile:
 @cache
 def attribute_rules() -> Mapping[str, Rule]:
     """Table E.1-1: eight hexadecimal digits of the tag, "50xxxxxx", "60xx3000", "60xx4000" or "PRIVATE" -> rule."""
-    return {row["tag"]: _rule(row) for row in _table(f"deidentify_{EDITION}.csv")}
+    return {row["tag"]: _rule(row) for row in _table(f"attributes_{EDITION}.csv")}
 
 
 @cache
 def content_rules() -> Mapping[tuple[str, str, str], Rule]:
     """Table E.3.4-1: coding scheme, code value and value type of a content item -> rule."""
-    rows = _table(f"deidentify_content_{EDITION}.csv")
+    rows = _table(f"content_{EDITION}.csv")
     return {(row["scheme"].partition(" ")[0], row["code"], row["value_type"]): _rule(row) for row in rows}
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    text = files("hscc_edge.data").joinpath(name).read_text(encoding="utf-8")
+    text = files("hscc_edge.data.deidentify").joinpath(name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
