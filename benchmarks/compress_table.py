@@ -171,7 +171,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     dense = table["dense"]
     classes = ", ".join(f"{count} {label}" for label, count in table["test_classes"].items())
     lines = [
-        f"{table['network']}, {table['test_images']} test pictures ({classes}): what is left once duplicates are removed, "
+        f"{table['network']}, {table['test_images']} test pictures ({classes}): what is left once duplicates are gone, "
         "and whatever is nearly equal to a training picture; too few to prove a small margin. Dense accuracy "
         f"{100 * dense['accuracy']:.1f} (SE {100 * dense['accuracy_se']:.1f}) %, macro-F1 over these classes "
         f"{dense['macro_f1']:.3f}. KL: mean over the test pictures, nats, from the dense network. Speed-up: "
