@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hscc_edge.cli.cohort_import import Overwrite, show
 from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from hscc_edge.data.cohort import Cohort
 
 CohortArgument = Annotated[Path, typer.Argument(help="Cohort directory.")]
 
@@ -22,28 +26,41 @@ def split(
     stratify: Annotated[str, typer.Option(help="Columns whose values keep their shares, with commas.")] = "label,site",
     test_site: Annotated[list[str] | None, typer.Option(help="A site that is wholly test; may be repeated.")] = None,
     groups: Annotated[Path | None, typer.Option(help="CSV patient,group of patients who stay together.")] = None,
-    afresh: Annotated[bool, typer.Option(help="Forget the split that there is.")] = False,
+    together: Annotated[bool, typer.Option("--together", help="Keep patients together who share pictures.")] = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Forget the split that there is.")] = False,
     overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Split a cohort by patient; patients who have a split keep it unless --afresh.
+
+    With --together no picture stands, in another size, window or orientation, on two sides.
 
     Example: hscc-edge cohort split cohort --test 0.25 --test-site "North Hospital" --afresh
     """  # fmt: skip
     from hscc_edge.data.cohort import read_cohort, rewrite_cohort
     from hscc_edge.data.split import SplitRule, read_groups, split_cohort
 
-    found = read_cohort(cohort)
+    if together and groups:
+        raise InputError(f"both --together and --groups {groups} are given: give one of them")
+    output, found = Output(as_json), read_cohort(cohort)
+    alike = _alike(output, found) if together else {}
     rule = SplitRule(
         {"val": val, "test": test},
         seed=seed,
         stratify=tuple(filter(None, stratify.split(","))),
         test_sites=tuple(test_site or ()),
-        groups=read_groups(groups) if groups else {},
+        groups=read_groups(groups) if groups else alike,
     )
     result = split_cohort(found, rule, afresh=afresh)
     target = rewrite_cohort(result, out or cohort, replace=overwrite)
-    show(Output(as_json), target.root, target)
+    show(output, target.root, target)
+
+
+def _alike(output: Output, cohort: Cohort) -> dict[str, str]:
+    from hscc_edge.data.leakage import check_cohort, patients_together
+
+    with output.progress("near duplicates", len(cohort.instances)) as advance:
+        return patients_together(check_cohort(cohort, advance, shortcuts=False))
 
 
 def lock(

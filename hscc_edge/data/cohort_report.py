@@ -26,7 +26,7 @@ ADVICE = {
     "classes missing in a split": "add patients of that class, or split afresh with larger shares",
     "patients in two splits": "split afresh: a patient is then on one side",
     "groups of equal pictures across splits": "import with --drop-duplicates, or leave the copies out",
-    "groups of near duplicates across splits": "keep each group together: cohort split --groups",
+    "groups of near duplicates across splits": "leave them out (cohort clean), or split afresh with --together",
 }
 LEFT_OUT_ADVICE = {
     "no label": "add them to the labels, or leave it so",

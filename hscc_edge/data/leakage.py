@@ -141,6 +141,22 @@ def without_leaks(cohort: Cohort, findings: Findings) -> Cohort:
     return dataclasses.replace(cohort, instances=kept)
 
 
+def patients_together(findings: Findings) -> dict[str, str]:
+    """Patient -> group, of those whose pictures are equal, nearly equal or like neighbouring slices.
+
+    For `SplitRule.groups`: a split by them leaves no such picture on two sides. One of its patients names a group.
+    """
+    alike = [
+        tuple(dict.fromkeys(item.patient for item in group))
+        for group in (*findings.duplicates, *findings.near, *findings.neighbouring)
+    ]
+    names = sorted({patient for patients in alike for patient in patients})
+    place = {patient: index for index, patient in enumerate(names)}
+    links = [(place[patients[0]], place[other]) for patients in alike for other in patients[1:]]
+    found: dict[int, str] = {}
+    return {name: found.setdefault(int(own), name) for name, own in zip(names, owners(links, len(names)), strict=True)}
+
+
 def _equal(read: Sequence[int], seen: Seen) -> list[list[int]]:
     """Numbers of the instances by equal pixels."""
     found: dict[str, list[int]] = {}

@@ -61,7 +61,13 @@ def test_faults_come_with_advice(phantom):
         "duplicates": {"exact": copies, "near": copies}, "warnings": ["borders tell the class"],
     }  # fmt: skip
     page = render(phantom, check, CONDITIONS)
-    for text in ("1 files that cannot be read", "fetch them again", "2 patients in two splits", "--groups", "borders"):
+    for text in (
+        "1 files that cannot be read",
+        "fetch them again",
+        "2 patients in two splits",
+        "--together",
+        "borders",
+    ):
         assert text in page
 
 

@@ -13,7 +13,8 @@ from hscc_edge.cli.check import show_findings
 from hscc_edge.cli.output import Output
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.data.images import import_images
-from hscc_edge.data.leakage import check_cohort, without_leaks
+from hscc_edge.data.leakage import check_cohort, patients_together, without_leaks
+from hscc_edge.data.split import SplitRule, split_cohort
 
 
 def drawn(seed):
@@ -48,6 +49,14 @@ def test_near_duplicates_across_splits_spoil_a_cohort(cohort):
     mended = without_leaks(cohort, found)
     assert len(mended.instances) == 100 and check_cohort(mended, shortcuts=False).ok
     assert [sum(item.split == split for item in mended.instances) for split in ("train", "test")] == [53, 47]
+
+
+def test_a_split_that_keeps_alike_pictures_together_has_no_leaks(cohort):
+    groups = patients_together(check_cohort(cohort, shortcuts=False))
+    assert len(groups) == 6 and len(set(groups.values())) == 3
+    fresh = split_cohort(cohort, SplitRule({"test": 0.4}, groups=groups), afresh=True)
+    found = check_cohort(fresh, shortcuts=False)
+    assert found.ok and len(found.near) == 3 and {item.split for item in fresh.instances} == {"train", "test"}
 
 
 def test_processes_change_nothing(cohort):
