@@ -81,8 +81,13 @@ def _spec(
         if labels is not None:
             raise InputError(f"both --spec {path} and --labels are given: name the labels in the spec")
         return read_spec(path)
+    if labels is None:
+        raise InputError(
+            "no labels are given, and folders of DICOM files may be named after patients: say --labels FILE.csv or .xlsx, "
+            "--labels folders, --labels reports, or --spec"
+        )
     found = parse_spec(
-        {"unit": unit, "labels": {"source": labels or "folders", "match": match, "key": key, "column": column}}
+        {"unit": unit, "labels": {"source": labels, "match": match, "key": key, "column": column}}
     )
     fractions = {**DEFAULT_SPLIT.fractions, "test": test_fraction}
     return dataclasses.replace(found, split=dataclasses.replace(found.split, fractions=fractions, seed=seed))

@@ -124,6 +124,8 @@ def report(
 ) -> None:
     """Write a page on a cohort: counts, splits, histograms, a contact sheet, faults with what to do, subgroups.
 
+    A cohort that is locked was checked then: the page shows that check.
+
     Example: hscc-edge cohort report cohort --out cohort.html
     """
     import platform
@@ -134,10 +136,12 @@ def report(
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.data.cohort_report import render
     from hscc_edge.data.leakage import check_cohort
+    from hscc_edge.data.lock import read_lock
 
     output, found = Output(as_json), read_cohort(cohort)
-    checked = None
-    if check:
+    lock = read_lock(cohort)
+    checked = dict(lock.check) if lock else None
+    if check and not lock:
         with output.progress("check", len(found.instances)) as advance:
             checked = check_cohort(found, progress=advance).to_json()
     conditions = {
@@ -147,8 +151,8 @@ def report(
         "machine": f"{platform.system()} {platform.machine()}",
     }
     durable.write_text(out, render(found, checked, conditions))
-    output.say(f"report {out}{'' if check else ' (not checked)'}")
-    output.result({"report": str(out), "images": len(found.instances), "checked": check})
+    output.say(f"report {out}{' (not checked)' if checked is None else ''}")
+    output.result({"report": str(out), "images": len(found.instances), "checked": checked is not None})
 
 
 def clean(

@@ -63,7 +63,8 @@ def demo(
     _clear(out, overwrite)
     steps, cohort, dense = Steps(output), out / "cohort", out / "dense"
     steps.run("cohort", "cohort", "phantom", cohort, "--patients", patients)
-    steps.run("cohort", "cohort", "check", cohort)
+    steps.run("lock", "cohort", "lock", cohort)
+    steps.run("cohort report", "cohort", "report", cohort, "--out", out / "cohort.html")
     steps.run("train", "train", recipe, "--cohort", cohort, "--out", dense)
     steps.run("export", "export", dense, "--cohort", cohort, "--precision", "fp32")
     found = {method: _compress(steps, out, method, budget, seconds) for method in METHODS}
@@ -163,4 +164,4 @@ def _show(output: Output, summary: dict[str, Any], out: Path) -> None:
         f"served: {served['sent']} studies sent, {served['acknowledged']} acknowledged, {served['reports']} reports, "
         f"agreement with validate {served['agreement']:.3f}"
     )
-    output.say(f"{summary['seconds']['total']:.0f} s; see {out}/report-hscc.html and {out}/summary.json")
+    output.say(f"{summary['seconds']['total']:.0f} s; see {out}/report-hscc.html, cohort.html and summary.json")

@@ -64,7 +64,8 @@ PROVE = ["validate", "{dense}", "--reference", "{dense}", "--cohort"]
 MISTAKES = [
     (["cohort", "check", "{tmp}/absent"], "is not a cohort"),
     (["cohort", "check", "{empty}"], "is not a cohort"),
-    (["cohort", "import", "{empty}", "{out}"], "two classes or more"),
+    (["cohort", "import", "{empty}", "{out}"], "no labels are given"),
+    (["cohort", "import", "{empty}", "{out}", "--labels", "folders"], "two classes or more"),
     (["cohort", "import", "{tmp}/absent", "{out}"], "does not exist"),
     (["cohort", "phantom", "{taken}", "--patients", "16", "--slices", "1"], "stands there already"),
     (["cohort", "phantom", "{file}/under", "--patients", "16", "--slices", "1"], "cannot write"),
