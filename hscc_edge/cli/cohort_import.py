@@ -83,7 +83,7 @@ def _spec(
         return read_spec(path)
     if labels is None:
         raise InputError(
-            "no labels are given, and folders of DICOM files may be named after patients: say --labels FILE.csv or .xlsx, "
+            "no labels are given, and folders of DICOM files may be named after patients: say --labels FILE (.csv, .xlsx), "
             "--labels folders, --labels reports, or --spec"
         )
     found = parse_spec(
