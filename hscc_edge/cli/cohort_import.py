@@ -83,12 +83,10 @@ def _spec(
         return read_spec(path)
     if labels is None:
         raise InputError(
-            "no labels are given, and folders of DICOM files may be named after patients: say --labels FILE (.csv, .xlsx), "
-            "--labels folders, --labels reports, or --spec"
+            "no labels are given, and folders of DICOM files may be named after patients: say --labels with a table, "
+            "folders or reports, or --spec"
         )
-    found = parse_spec(
-        {"unit": unit, "labels": {"source": labels, "match": match, "key": key, "column": column}}
-    )
+    found = parse_spec({"unit": unit, "labels": {"source": labels, "match": match, "key": key, "column": column}})
     fractions = {**DEFAULT_SPLIT.fractions, "test": test_fraction}
     return dataclasses.replace(found, split=dataclasses.replace(found.split, fractions=fractions, seed=seed))
 
