@@ -10,8 +10,8 @@ from cuda.bindings import runtime as cudart
 from torch import nn
 
 from hscc_edge.errors import EngineError, StorageError
-from hscc_edge.export import engine as adapter
-from hscc_edge.export.engine import build_engine
+from hscc_edge.export import builder as adapter
+from hscc_edge.export.engine import EngineFacts, build_engine
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.runtime import trt as runtime
 from hscc_edge.runtime.trt import find_engine, load_tensorrt
@@ -26,7 +26,7 @@ def content() -> bytes:
     return export_onnx(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).eval(), SHAPE)
 
 
-def build(content: bytes, cache: Path, max_batch: int = 2, shape: tuple[int, int, int] = SHAPE) -> adapter.EngineFacts:
+def build(content: bytes, cache: Path, max_batch: int = 2, shape: tuple[int, int, int] = SHAPE) -> EngineFacts:
     return build_engine(content, precision="fp32", shape=shape, max_batch=max_batch, cache=cache)
 
 
@@ -72,7 +72,7 @@ def test_a_builder_that_needs_a_gpu_is_one_sentence():
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with pytest.raises(EngineError, match="needs an NVIDIA GPU with its driver; run hscc-edge build on the device"):
-        adapter._builder(
+        adapter.open_builder(
             SimpleNamespace(Builder=refuse, __name__="tensorrt", __version__="10.3"), SimpleNamespace(last="-")
         )
 
