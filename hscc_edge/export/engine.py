@@ -139,6 +139,23 @@ def build_engine(
     return facts
 
 
+def read_engine(path: Path) -> EngineFacts:
+    """The facts of an engine in a cache, its digest checked.
+
+    Raises:
+        EngineError: if it is missing, altered, or no engine of this package.
+    """
+    try:
+        facts = json.loads(path.with_suffix(".json").read_bytes())
+        found = EngineFacts(**{**facts, "path": str(path)})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError, TypeError) as error:
+        raise EngineError(f"{path} is no engine with its facts beside it: run hscc-edge build") from error
+    if digest != found.sha256:
+        raise EngineError(f"the engine {path} was altered: run hscc-edge build again")
+    return replace(found, full_layers=tuple(found.full_layers), dla_fallbacks=tuple(found.dla_fallbacks))
+
+
 def engine_key(asked: dict[str, Any]) -> str:
     """Name of the engine that these facts ask for: 32 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
@@ -169,15 +186,11 @@ def _check(options: BuildOptions, max_batch: int) -> None:
 def _intact(path: Path, asked: dict[str, Any]) -> EngineFacts | None:
     """The facts of an engine that was built for exactly this and not altered since; None for anything else."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_bytes())
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        known = EngineFacts(**{**facts, "path": str(path)})
-    except (OSError, ValueError, TypeError):
+        known = read_engine(path)
+    except EngineError:
         return None
-    wanted = {key: value for key, value in asked.items() if key in facts}
-    if known.sha256 != digest or {key: facts[key] for key in wanted} != wanted:
-        return None
-    return replace(known, full_layers=tuple(known.full_layers), dla_fallbacks=tuple(known.dla_fallbacks))
+    facts = json.loads(json.dumps(known.to_json()))
+    return known if all(facts[key] == value for key, value in asked.items() if key in facts) else None
 
 
 def _timing_path(cache: Path, asked: dict[str, Any]) -> Path:
