@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from hscc_edge.cli import cohort, compress, demo, export, imported, serve, sweep, train, validate
+from hscc_edge.cli import (
+    cohort,
+    compress,
+    demo,
+    doctor,
+    export,
+    imported,
+    serve,
+    sweep,
+    train,
+    triton,
+    validate,
+)
 from hscc_edge.errors import HsccError
 
 app = typer.Typer(
@@ -24,8 +36,10 @@ app.command()(compress.compress)
 app.command()(sweep.sweep)
 app.command()(export.export)
 app.command()(export.build)
+app.command()(triton.triton)
 app.command()(validate.validate)
 app.command()(serve.serve)
+app.command()(doctor.doctor)
 app.command()(demo.demo)
 
 

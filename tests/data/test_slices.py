@@ -144,7 +144,8 @@ def test_the_chosen_series_is_read_for_a_volume_and_one_file_for_an_image(severa
     paths = list(dict.fromkeys(item.source for item in several))
     side = {"name": "resize", "height": 8, "width": 8}
     flat, deep = parse_preprocess([side]), parse_preprocess([{**side, "depth": 4}])
-    volume = read_input(paths, deep, series=SeriesRules(contrast=True))
+    chosen = parse_preprocess([{"name": "series", "contrast": True}, {**side, "depth": 4}])
+    volume = read_input(paths, chosen)
     assert {path.parent.name for path, _ in volume.sources} == {"1.2.3.5"} and len(volume.pixels) == 6
     with pytest.raises(DicomError, match="3 different series"):
         read_input(paths, deep)
