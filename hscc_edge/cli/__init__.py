@@ -7,6 +7,7 @@ import sys
 import typer
 
 from hscc_edge.cli import (
+    build,
     cohort,
     compress,
     demo,
@@ -35,7 +36,7 @@ app.command("import")(imported.import_model)
 app.command()(compress.compress)
 app.command()(sweep.sweep)
 app.command()(export.export)
-app.command()(export.build)
+app.command()(build.build)
 app.command()(triton.triton)
 app.command()(validate.validate)
 app.command()(serve.serve)
