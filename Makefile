@@ -1,4 +1,5 @@
-# setup: .venv with everything; demo: the whole path; test: lint, types, tests; fuzz: hostile DICOM files; bench-*: figures on real data
+# setup: .venv with everything; demo: the whole path; test: lint, types, tests; test-arm64: the device's software under
+# qemu; fuzz: hostile DICOM files; bench-*: figures on real data
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
 
-.PHONY: setup system demo lint test fuzz bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-arm64 fuzz bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +31,11 @@ lint: setup
 
 test: setup system lint
 	$(BIN)/python -m pytest
+
+# as root; about twenty minutes the first time, kept in build/arm64 (ARM64_ROOT)
+test-arm64: setup
+	bash tools/system_packages.sh arm64
+	bash tools/arm64.sh
 
 bench-compress: setup
 	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench-compress DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }

@@ -2,7 +2,8 @@
 # Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
 # else name the one command to run and end with 2.
 #   tools/system_packages.sh setup    python3-venv
-#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium
+#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server
+#   tools/system_packages.sh arm64    debootstrap, qemu-user-static
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -15,9 +16,14 @@ case "${1:-}" in
     need dciodvfy dicom3tools
     need ojph_compress openjph-tools
     need chromium chromium
+    PATH=$PATH:/usr/sbin need sshd openssh-server
+    ;;
+  arm64)
+    need debootstrap debootstrap
+    need qemu-aarch64-static qemu-user-static
     ;;
   *)
-    echo "usage: $0 setup|test" >&2
+    echo "usage: $0 setup|test|arm64" >&2
     exit 2
     ;;
 esac
