@@ -10,6 +10,7 @@ HsccError                 exit code 2: the user can mend it
 ├── ModelError            a network that cannot be built, traced or compressed
 ├── ExportError           an ONNX graph that is broken or not equal to its network
 ├── EngineError           TensorRT missing, or an engine that is not what was asked for
+├── RemoteError           another machine that cannot be reached, or cannot do what it was asked to
 ├── StorageError          a full disk, an unwritable directory, a port in use
 ├── MissingExtraError     an optional package that is not installed (also an ImportError)
 └── GateError             exit code 1: the evidence does not support the claim
@@ -63,6 +64,10 @@ class ExportError(HsccError):
 
 class EngineError(HsccError):
     """TensorRT missing, or an engine that is not what was asked for."""
+
+
+class RemoteError(HsccError):
+    """Another machine that cannot be reached over ssh, or whose hscc-edge cannot do what it was asked to."""
 
 
 class StorageError(HsccError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from hscc_edge import __version__
 from hscc_edge.cli import (
     build,
     cohort,
@@ -24,12 +26,28 @@ from hscc_edge.errors import HsccError
 
 app = typer.Typer(
     name="hscc-edge",
-    help="Compress a trained image classifier, prove it on DICOM, and serve it on the edge.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"{__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, then end.")
+    ] = False,
+) -> None:
+    """Compress a trained image classifier, prove it on DICOM, and serve it on the edge."""
+
+
 app.add_typer(cohort.app, name="cohort")
 app.command()(train.train)
 app.command("import")(imported.import_model)
