@@ -93,7 +93,7 @@ def _graphs(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     import tempfile
 
-    from hscc_edge.export import onnx, precision
+    from hscc_edge.export import onnx, parity, precision
     from hscc_edge.model.load import load_network
     from hscc_edge.runtime import PRECISIONS
     from hscc_edge.runtime.eager import EagerRuntime
@@ -107,9 +107,9 @@ def _graphs(
         for name in wanted:
             path = Path(scratch) / f"{name}.onnx"
             path.write_bytes(full if name == "fp32" else precision.emulated_fp16(full))
-            found = onnx.parity(eager, OrtRuntime(path, threads=2), _images(bundle, cohort, images), name == "fp16")
+            found = parity.parity(eager, OrtRuntime(path, threads=2), _images(bundle, cohort, images), name == "fp16")
             if name == "fp32":
-                onnx.require_parity(found)
+                parity.require_parity(found)
             else:
                 files[PRECISIONS[name]] = precision.to_fp16(full)
             report[name] = {**found.to_json(), "bytes": len(files[PRECISIONS[name]])}

@@ -15,7 +15,8 @@ from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import EngineError, ExportError, InputError
 from hscc_edge.export.engine import build_engine
-from hscc_edge.export.onnx import Parity, check_onnx, export_onnx, parity, read_onnx, require_parity
+from hscc_edge.export.onnx import check_onnx, export_onnx, read_onnx
+from hscc_edge.export.parity import Parity, parity, require_parity
 from hscc_edge.export.precision import emulated_fp16, half_weights, to_fp16
 from hscc_edge.model.plan import Box
 from hscc_edge.model.regional import OwnFactors, SharedReduce
