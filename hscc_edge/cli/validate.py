@@ -11,17 +11,24 @@ from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from hscc_edge.validate.collect import Collection, Conditions
     from hscc_edge.validate.evidence import Evidence
 
 
 def validate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle to prove.")],
-    reference: Annotated[Path, typer.Option(help="Bundle it was made from.")],
-    cohort: Annotated[Path, typer.Option(help="Cohort with the split to test on.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to prove.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Bundle it was made from.")] = None,
+    cohort: Annotated[Path | None, typer.Option(help="Cohort with the split to test on.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    collect: Annotated[
+        Path | None, typer.Option(help="Write answers and times here and stop: all that the device is needed for.")
+    ] = None,
+    collected: Annotated[
+        Path | None, typer.Option("--from", help="Weigh what --collect wrote, on the device or here; runs nothing.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML report; its JSON is written beside it.")] = None,
     runtime: Annotated[str, typer.Option(help="ort, eager or trt; both bundles run on it.")] = "ort",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of a CPU runtime.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time for the latency samples.")] = 10.0,
     as_json: JsonFlag = False,
@@ -29,18 +36,52 @@ def validate(
     """Compare accuracy, divergence and latency with the reference, and write a report.
 
     Example: hscc-edge validate small --reference dense --cohort cohort --report report.html
+    Example: hscc-edge validate small --reference dense --cohort cohort --collect found.json   (on the device)
+    Example: hscc-edge validate --from found.json --report report.html   (at the workstation)
     """
     from hscc_edge import durable
-    from hscc_edge.bundle import read_bundle
-    from hscc_edge.data.cohort import read_cohort
-    from hscc_edge.validate.evidence import Conditions, gather
+    from hscc_edge.validate.collect import Conditions, read_collection
 
     if threads < 1 or seconds < 0:
         raise InputError(f"--threads is {threads}, --seconds is {seconds}: expected 1 or more, and 0 or more")
-    output, part = Output(as_json), read_cohort(cohort).select(split)
-    conditions = Conditions(runtime, precision, threads, seconds)
+    output = Output(as_json)
+    if collected is not None:
+        found = read_collection(collected)
+    else:
+        conditions = Conditions(runtime, precision, threads, seconds)
+        found = _collect(output, bundle, reference, cohort, split, conditions)
+    if collect is not None:
+        durable.write_json(collect, found.to_json())
+        output.say(f"{collect}: {found.cohort['cases']} cases; weigh them with hscc-edge validate --from {collect}")
+        output.result({"collection": str(collect), "cases": found.cohort["cases"]})
+        return
+    _weigh(output, found, report)
+
+
+def _collect(
+    output: Output,
+    bundle: Path | None,
+    reference: Path | None,
+    cohort: Path | None,
+    split: str,
+    conditions: Conditions,
+) -> Collection:
+    from hscc_edge.bundle import read_bundle
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.validate.collect import collect
+
+    if bundle is None or reference is None or cohort is None:
+        raise InputError("BUNDLE, --reference and --cohort are not all given: give the three, or --from alone")
+    part = read_cohort(cohort).select(split)
     with output.progress("validate", 2 * len(part.instances)) as advance:
-        evidence = gather(read_bundle(bundle), read_bundle(reference), part, conditions, advance)
+        return collect(read_bundle(bundle), read_bundle(reference), part, conditions, advance)
+
+
+def _weigh(output: Output, found: Collection, report: Path | None) -> None:
+    from hscc_edge import durable
+    from hscc_edge.validate.evidence import weigh
+
+    evidence = weigh(found)
     if report is not None:
         from hscc_edge.validate.report import render
 

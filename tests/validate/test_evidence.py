@@ -15,8 +15,9 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import app
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import Head
+from hscc_edge.validate.collect import Conditions
 from hscc_edge.validate.compare import compare
-from hscc_edge.validate.evidence import Conditions, gather
+from hscc_edge.validate.evidence import gather
 from hscc_edge.validate.latency import race
 from hscc_edge.validate.metrics import figures, proportion
 from hscc_edge.validate.predict import Case

@@ -1,0 +1,160 @@
+"""Both classifiers over every case of a split, on one runtime, and timed in turn: all that needs the device itself.
+
+Runs without torch and without the statistics. What it finds is one JSON object; `evidence.py` makes figures of it,
+elsewhere and later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hscc_edge.bundle import Bundle
+from hscc_edge.data.case import inputs_of, load
+from hscc_edge.data.cohort import Cohort
+from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.errors import BundleError, InputError
+from hscc_edge.runtime import open_runtime
+from hscc_edge.validate.latency import Latency, Race, race
+from hscc_edge.validate.machine import machine_facts
+from hscc_edge.validate.predict import check_fit, predict
+from hscc_edge.validate.predictions import Predictions, bundle_facts, read_predictions
+
+Progress = Callable[[int, str], None]
+KIND, SCHEMA = "collection", 1
+TIMED_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How it was run: `threads` of the CPU runtime, `seconds` of timing."""
+
+    runtime: str = "ort"
+    precision: str = "fp32"
+    threads: int = 1
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What both classifiers said and how long they took.
+
+    Attributes:
+        cohort: name, source, digest, splits, classes and counts of what they were run on; no file, no identifier.
+        conditions: how it was run, on which machine, with which versions.
+        race: calls of both in turn, batch 1, model alone.
+    """
+
+    reference: Predictions
+    candidate: Predictions
+    cohort: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    race: Race
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON objects under a versioned schema."""
+        return {
+            "kind": KIND, "schema": SCHEMA, "reference": self.reference.to_json(),
+            "candidate": self.candidate.to_json(), "cohort": dict(self.cohort), "conditions": dict(self.conditions),
+            "race": asdict(self.race),
+        }  # fmt: skip
+
+
+def collect(
+    candidate: Bundle, reference: Bundle, cohort: Cohort, conditions: Conditions, progress: Progress | None = None
+) -> Collection:
+    """Run both bundles on the same runtime over every case, then time them interleaved.
+
+    One image is in memory at a time; time grows with the images, and the result with images x labels.
+
+    Raises:
+        BundleError: if the bundles differ in labels, head, decision or preprocessing.
+        CohortError: if the cohort's classes are not theirs.
+    """
+    _check_alike(candidate, reference)
+    check_fit(reference, cohort)
+    old, new = (
+        open_runtime(bundle, conditions.runtime, precision=conditions.precision, threads=conditions.threads)
+        for bundle in (reference, candidate)
+    )
+    try:
+        first, second = (
+            Predictions(
+                bundle_facts(bundle), runtime.name, conditions.precision,
+                tuple(predict(bundle, runtime, cohort, progress)),
+            )
+            for bundle, runtime in ((reference, old), (candidate, new))
+        )  # fmt: skip
+        timed = race(old, new, _some_images(reference, cohort), conditions.seconds)
+    finally:
+        old.close()
+        new.close()
+    facts = {**asdict(conditions), "runtime_name": first.runtime, **machine_facts()}
+    return Collection(first, second, cohort_facts(cohort, first), facts, timed)
+
+
+def read_collection(path: Path) -> Collection:
+    """What `validate --collect` wrote.
+
+    Raises:
+        InputError: if the file is missing, no such JSON, or of another schema.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: give the file that validate --collect wrote") from error
+    if not isinstance(raw, dict) or (raw.get("kind"), raw.get("schema")) != (KIND, SCHEMA):
+        raise InputError(f"{path} is no collection of schema {SCHEMA}: give the file that validate --collect wrote")
+    try:
+        return Collection(
+            read_predictions(raw["reference"]), read_predictions(raw["candidate"]), dict(raw["cohort"]),
+            dict(raw["conditions"]), _read_race(raw["race"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is malformed ({type(error).__name__}): collect again") from error
+
+
+def _read_race(raw: Mapping[str, Any]) -> Race:
+    """A race from its JSON; lists become tuples again."""
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    sides = {name: Latency(**raw[name]) for name in ("reference", "candidate")}
+    return Race(**{**plain, **sides})
+
+
+def cohort_facts(cohort: Cohort, predictions: Predictions) -> dict[str, Any]:
+    """What may be said about a cohort: its digest and counts."""
+    cases = predictions.cases
+    return {
+        "name": cohort.name,
+        "source": cohort.source,
+        "digest": cohort.digest,
+        "splits": sorted({item.split for item in cohort.instances}),
+        "unit": predictions.rule.unit,
+        "cases": len(cases),
+        "images": len(cohort.instances),
+        "patients": len({case.patient for case in cases}),
+        "classes": list(cohort.classes),
+        "per_class": {label: sum(case.label == label for case in cases) for label in cohort.classes},
+    }
+
+
+def _check_alike(candidate: Bundle, reference: Bundle) -> None:
+    for name in ("head", "decision", "preprocess"):
+        if getattr(candidate.spec, name) != getattr(reference.spec, name):
+            raise BundleError(
+                f"the bundles {candidate.root} and {reference.root} differ in {name}: compare a bundle with the one it "
+                "was made from"
+            )
+
+
+def _some_images(bundle: Bundle, cohort: Cohort) -> list[NDArray[np.float32]]:
+    preprocess = parse_preprocess(bundle.spec.preprocess)
+    inputs = inputs_of(cohort, preprocess)
+    step = max(len(inputs) // TIMED_IMAGES, 1)
+    return [load(cohort, items, preprocess) for items in inputs[::step][:TIMED_IMAGES]]
