@@ -17,10 +17,12 @@ from hscc_edge.cli import (
     export,
     imported,
     serve,
+    sign,
     sweep,
     train,
     triton,
     validate,
+    verify,
 )
 from hscc_edge.errors import HsccError
 
@@ -57,6 +59,8 @@ app.command()(export.export)
 app.command()(build.build)
 app.command()(triton.triton)
 app.command()(validate.validate)
+app.command()(sign.sign)
+app.command()(verify.verify)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

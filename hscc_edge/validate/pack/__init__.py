@@ -1,0 +1,1 @@
+"""The evidence pack: recorded results as documents. It renders what was recorded and runs nothing again."""
