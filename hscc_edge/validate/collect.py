@@ -122,9 +122,9 @@ def read_collection(path: Path) -> Collection:
 
 def _read_race(raw: Mapping[str, Any]) -> Race:
     """A race from its JSON; lists become tuples again."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    sides = {name: Latency(**raw[name]) for name in ("reference", "candidate")}
-    return Race(**{**plain, **sides})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    values |= {name: Latency(**raw[name]) for name in ("reference", "candidate")}
+    return Race(**values)
 
 
 def cohort_facts(cohort: Cohort, predictions: Predictions) -> dict[str, Any]:
