@@ -5,7 +5,7 @@ variance over patients exceeds that of as many independent cases (Rao and Scott 
 `(t / z)^2` for the number of patients (Korn and Graubard 1998, Survey Methodology 24:193). The usual estimate of the
 design effect is far too small where few patients have an error; here it is never below 1, and one patient decided
 wholly rightly and one wholly wrongly, each of the size of a mean case's patient, are added for it, as Agresti and
-Coull (1998, The American Statistician 52:119) add two successes and two failures. docs/coverage.md compares all of them.
+Coull (1998, The American Statistician 52:119) add two successes and two failures. docs/coverage.md compares them all.
 """
 
 from __future__ import annotations
