@@ -21,21 +21,29 @@ if TYPE_CHECKING:
     from hscc_edge.model.plan import LayerPlan
 
     Pick = Callable[[Bundle, Cohort, Advance], Cohort]
+    Given = tuple[Bundle, Cohort, Cohort, Path | None]
+
+Confidence = Annotated[
+    float | None, typer.Option(help="Per cent; --max-drop then holds for the interval's lower bound.")
+]
+CandidatesOut = Annotated[
+    Path | None, typer.Option(help="Write each layer's candidates here for bench --layers, and stop.")
+]
+Choice = Annotated[str, typer.Option(help="How they are chosen: see hscc-edge cohort subset --help.")]
+Refit = Annotated[bool | None, typer.Option(help="Refit the factors layer by layer; by default all methods but paper.")]
 
 
 def compress(
     bundle: Annotated[Path, typer.Argument(help="Dense bundle.")],
     cohort: Annotated[Path, typer.Option(help="Cohort whose train split holds the calibration images.")],
-    out: Annotated[Path, typer.Option(help="New bundle directory.")],
+    out: Annotated[Path | None, typer.Option(help="New bundle directory.")] = None,
     method: Annotated[
         str, typer.Option(help="hscc; paper (its own recipe); svd, data-svd, tucker, alds, cp, pruning.")
     ] = "hscc",
     budget: Annotated[str, typer.Option(help="flops=6x, params=10x, bytes=5MB or latency=3.5ms.")] = "",
     max_drop: Annotated[float | None, typer.Option(help="Contract: accuracy may fall by so many points.")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Contract: largest mean KL from the original, nats.")] = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="Per cent; --max-drop then holds for the interval's lower bound.")
-    ] = None,
+    confidence: Confidence = None,
     currency: Annotated[str, typer.Option(help="What a contract saves: flops, params, bytes, latency.")] = "flops",
     plan: Annotated[Path | None, typer.Option(help="Apply this plan (JSON) instead of planning.")] = None,
     structures: Annotated[str, typer.Option(help="What hscc may use, or all.")] = "",
@@ -44,18 +52,15 @@ def compress(
     clusters: Annotated[int, typer.Option(help="Most clusters of input channels.")] = 4,
     align: Annotated[int, typer.Option(help="Ranks are multiples of this.")] = 8,
     damping: Annotated[float, typer.Option(help="Of the gradients' second moment, as a share of its mean.")] = 1e-3,
-    refit: Annotated[
-        bool | None, typer.Option(help="Refit the factors layer by layer; by default all methods but paper.")
-    ] = None,
+    refit: Refit = None,
     moves: Annotated[int, typer.Option(help="Evaluations of true KL to spend on coordinate moves.")] = 0,
     distill: Annotated[float, typer.Option(help="Seconds of label-free distillation on the train split.")] = 0.0,
     threads: Annotated[int, typer.Option(help="Of the runtime, for a latency.")] = 1,
     table: Annotated[Path | None, typer.Option(help="Latency table: read if it is there, else written.")] = None,
+    candidates: CandidatesOut = None,
     images: Annotated[int, typer.Option(help="Calibration images.")] = 512,
     calibration: Annotated[Path | None, typer.Option(help="Take the images of this file of cohort subset.")] = None,
-    calibration_method: Annotated[
-        str, typer.Option(help="How they are chosen: see hscc-edge cohort subset --help.")
-    ] = "random",
+    calibration_method: Choice = "random",
     seed: Annotated[int, typer.Option(help="Of the calibration choice and the random signs.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Directory that keeps statistics between runs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
@@ -65,6 +70,8 @@ def compress(
 
     Example: hscc-edge compress dense --cohort cohort --budget flops=6x --out small
     Example: hscc-edge compress dense --cohort cohort --max-drop 0.5 --confidence 95 --distill 90 --out small
+    Example: hscc-edge compress dense --cohort cohort --candidates layers   (then bench --layers on the device)
+    Example: hscc-edge compress dense --cohort cohort --budget latency=4ms --table device.json --out small
     """
     from hscc_edge.compress import AS_PUBLISHED, compression, job
 
@@ -78,24 +85,49 @@ def compress(
     )  # fmt: skip
     job.check_job(asked)
     pick = _pick(images, calibration, calibration_method, seed, cache)
-    _run(Output(as_json), asked, bundle, cohort, out, pick, cache, overwrite)
+    started, output = time.perf_counter(), Output(as_json)
+    if (out is None) == (candidates is None):
+        raise InputError(f"--out is {out}, --candidates {candidates}: give one of them")
+    given = _read(output, asked, bundle, cohort, pick, cache)
+    if candidates is not None:
+        _write_candidates(output, asked, given, candidates, overwrite)
+    elif out is not None:
+        _run(output, asked, given, out, overwrite, started)
 
 
-def _run(
-    output: Output, asked: Job, bundle: Path, cohort: Path, out: Path, pick: Pick, cache: Path | None, overwrite: bool
-) -> None:
+def _read(output: Output, asked: Job, bundle: Path, cohort: Path, pick: Pick, cache: Path | None) -> Given:
+    """The dense bundle, the whole cohort, its calibration images, and the file that keeps their statistics."""
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.compress import compression, job
+    from hscc_edge.compress import compression
     from hscc_edge.data.cohort import read_cohort
 
-    started, settings = time.perf_counter(), asked.settings
     dense, whole = read_bundle(bundle), read_cohort(cohort)
     with output.progress("calibration images") as advance:
         calibration = pick(dense, whole, advance)
-    kept = None if cache is None else cache / f"{compression.cache_key(dense, calibration, settings)}.safetensors"
+    key = compression.cache_key(dense, calibration, asked.settings)
+    return dense, whole, calibration, None if cache is None else cache / f"{key}.safetensors"
+
+
+def _write_candidates(output: Output, asked: Job, given: Given, out: Path, overwrite: bool) -> None:
+    from hscc_edge.compress import job
+
+    dense, _, calibration, kept = given
+    with output.progress(f"candidates of {asked.method}") as advance:
+        index = job.write_candidates(asked, out, dense, calibration, advance, kept, overwrite)
+    count = sum(len(layer.candidates) for layer in index.layers)
+    output.say(
+        f"{out}: {count} candidates of {len(index.layers)} layers; on the device: hscc-edge bench --layers {out}"
+    )
+    output.result({"candidates": str(out), "layers": len(index.layers), "graphs": count, "network": index.network})
+
+
+def _run(output: Output, asked: Job, given: Given, out: Path, overwrite: bool, started: float) -> None:
+    from hscc_edge.compress import compression, job
+
+    dense, whole, calibration, kept = given
     with output.progress(f"compress by {asked.method}") as advance:
         compressed = job.run(asked, dense, whole, calibration, advance, kept)
-    written = compression.write_compressed(out, dense, compressed, calibration, settings, replace=overwrite)
+    written = compression.write_compressed(out, dense, compressed, calibration, asked.settings, replace=overwrite)
     seconds = time.perf_counter() - started
     _show(output, compressed, asked, seconds)
     found = compressed.plan
@@ -194,7 +226,10 @@ def _remarks(compressed: Compressed, asked: Job) -> list[str]:
     if "latency" in facts:
         found = facts["latency"]
         lines.append(
-            f"measured on ONNX Runtime's CPU, {asked.threads} thread(s): {found['latency_ms']:.2f} ms, "
+            f"predicted {found['predicted_ms']:.2f} ms, {found['speedup']:.2f}x, by a table of another machine; not "
+            "measured: run hscc-edge bench there"
+            if found["measured_ms"] is None
+            else f"measured on ONNX Runtime's CPU, {asked.threads} thread(s): {found['latency_ms']:.2f} ms, "
             f"{found['speedup']:.2f}x; the first plan was predicted {found['predicted_ms']:.2f} ms and took "
             f"{found['measured_ms']:.2f} ms"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.compress import latency
+from hscc_edge.compress import candidates, latency
 from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.compression import BATCH_SIZE, Compressed, Prepared, first_image, prepare_bundle
 from hscc_edge.compress.contract import Contract, cases_needed, judge_of, strongest, validation_of
@@ -30,6 +30,7 @@ from hscc_edge.export.onnx import export_onnx
 from hscc_edge.model.head import kl
 from hscc_edge.model.load import load_network
 from hscc_edge.model.plan import Plan
+from hscc_edge.validate.layer_times import Index, digest
 
 with extra("workstation"):
     import torch
@@ -174,15 +175,52 @@ class _Attempt:
     def _table(self) -> latency.Table:
         path = self.job.table
         if path is not None and path.is_file():
-            try:
-                return latency.read_table(json.loads(path.read_text()))
-            except ValueError as error:
-                raise ConfigError(f"{path} is not JSON ({error}): remove it to time the candidates again") from error
+            return read_table_file(path, self._dense[0])
         problem = self.prepared.problem
         table = latency.time_candidates(problem, layerwise(self.prepared), *self._dense, self.job.threads)
         if path is not None:
             table.write(path)
         return table
+
+
+def read_table_file(path: Path, dense: bytes) -> latency.Table:
+    """The latency table in a file, if it is of this dense network.
+
+    Raises:
+        ConfigError: if it is not, or is malformed.
+    """
+    try:
+        table = latency.read_table(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): remove it to time the candidates again") from error
+    if table.network not in ("", digest(dense)):
+        raise ConfigError(
+            f"the latency table {path} was timed with another dense network (sha256 {table.network[:12]}...): make its "
+            "candidates anew with hscc-edge compress --candidates"
+        )
+    return table
+
+
+def write_candidates(
+    job: Job,
+    out: Path,
+    bundle: Bundle,
+    calibration: Cohort,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    replace: bool = False,
+) -> Index:
+    """The candidates of every layer as graphs, for `hscc-edge bench --layers` on the device.
+
+    Time is that of `prepare`, and some seconds a layer.
+
+    Raises:
+        ModelError: if the method has no option for a single layer.
+        StorageError: if `out` is taken (unless `replace`).
+    """
+    prepared = prepare_bundle(bundle, calibration, job.method, job.settings, progress, cache)
+    dense, shape = export_onnx(load_network(bundle), bundle.spec.input_shape), bundle.spec.input_shape
+    return candidates.write_candidates(out, prepared.problem, layerwise(prepared), dense, shape, replace=replace)
 
 
 def layerwise(prepared: Prepared) -> LayerwiseProposal:

@@ -1,23 +1,50 @@
-"""Latency of two runtimes, interleaved A B B A, so that a drifting machine slows both alike."""
+"""The one timer: calls interleaved A B B A, so that drift slows all alike, and percentiles with their intervals."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from hscc_edge.runtime import Runtime
 
 WARM_UP = 5
 MINIMUM = 20
+LEVEL = 0.95
+SHARES = (0.5, 0.9, 0.99, 0.999)
+ROUNDS = 7
+ROUND_MS = 4.0
+Images = NDArray[np.float32]
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Percentile:
+    """A percentile of the calls' times.
+
+    Attributes:
+        share: such as 0.99.
+        ms: as observed; None below `needed` samples, where no upper bound can be given.
+        low_ms, high_ms: distribution-free 95 % interval from two order statistics (binomial; Conover, Practical
+            Nonparametric Statistics, 3.2). It takes calls as independent; None where the samples do not reach so far.
+        needed: samples from which on the interval has an upper end.
+    """
+
+    share: float
+    ms: float | None
+    low_ms: float | None
+    high_ms: float | None
+    needed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds a call, batch 1, model alone: decoding and preprocessing are not in it."""
+    """Milliseconds a call, model alone: decoding and preprocessing are not in it."""
 
     samples: int
     p50_ms: float
@@ -38,8 +65,8 @@ class Race:
     candidate_ms: tuple[float, ...]
 
 
-def race(reference: Runtime, candidate: Runtime, images: Sequence[NDArray[np.float32]], seconds: float) -> Race:
-    """Time both on the same images for about `seconds`, at least MINIMUM calls each.
+def race(reference: Runtime, candidate: Runtime, images: Sequence[Images], seconds: float) -> Race:
+    """Time both on the same images, batch 1, for about `seconds`, at least MINIMUM calls each.
 
     Args:
         images: a few preprocessed images (C, H, W), used in turn.
@@ -47,38 +74,100 @@ def race(reference: Runtime, candidate: Runtime, images: Sequence[NDArray[np.flo
     for runtime in (reference, candidate):
         for index in range(WARM_UP):
             runtime.infer(images[index % len(images)][None])
-    times: tuple[list[float], list[float]] = ([], [])
-    runtimes = (reference, candidate)
+    first, second = sample((reference, candidate), [image[None] for image in images], seconds)
+    return compare_times(first, second)
+
+
+def sample(
+    runtimes: Sequence[Runtime], batches: Sequence[Images], seconds: float, least: int = MINIMUM
+) -> tuple[Times, ...]:
+    """Milliseconds of every call of each runtime, forth and back (A B B A) on one batch, for about `seconds`.
+
+    Args:
+        batches: (B, C, H, W) each, used in turn.
+        least: calls of each runtime, however long they take.
+    """
+    times: tuple[list[float], ...] = tuple([] for _ in runtimes)
+    order = (*range(len(runtimes)), *reversed(range(len(runtimes))))
     deadline = time.perf_counter() + seconds
-    while len(times[0]) < MINIMUM or time.perf_counter() < deadline:
-        image = images[len(times[0]) // 2 % len(images)][None]
-        for side in (0, 1, 1, 0):
-            times[side].append(_call_ms(runtimes[side], image))
-    return _race(*(np.array(side) for side in times))
+    while len(times[0]) < least or time.perf_counter() < deadline:
+        batch = batches[len(times[0]) // 2 % len(batches)]
+        for side in order:
+            times[side].append(call_ms(runtimes[side], batch))
+    return tuple(np.array(side) for side in times)
 
 
-def _call_ms(runtime: Runtime, image: NDArray[np.float32]) -> float:
+def call_ms(runtime: Runtime, images: Images) -> float:
+    """Wall milliseconds of one call."""
     start = time.perf_counter_ns()
-    runtime.infer(image)
+    runtime.infer(images)
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _race(first: NDArray[np.float64], second: NDArray[np.float64]) -> Race:
-    generator = np.random.default_rng(0)
-    picks = generator.integers(0, len(first), size=(1000, len(first)))
-    ratios = np.median(first[picks], axis=1) / np.median(second[picks], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5))
+def medians(calls: Sequence[tuple[Runtime, Images]], *, own_clock: bool) -> list[float]:
+    """Median milliseconds of each of many calls, all in turn over ROUNDS rounds; short calls are repeated in a round.
+
+    Args:
+        own_clock: time by the calling thread's processor clock, which leaves out what else runs on the machine; only
+            where this thread does all the work.
+    """
+    clock = time.thread_time_ns if own_clock else time.perf_counter_ns
+
+    def mean_ms(call: tuple[Runtime, Images], count: int) -> float:
+        start = clock()
+        for _ in range(count):
+            call[0].infer(call[1])
+        return (clock() - start) / 1e6 / count
+
+    repeats = []
+    for call in calls:
+        mean_ms(call, 1)
+        repeats.append(int(min(max(ROUND_MS / max(mean_ms(call, 1), 1e-3), 1), 20)))
+    rounds = [[mean_ms(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
+    return [float(value) for value in np.median(np.array(rounds), axis=0)]
+
+
+def compare_times(first: Times, second: Times) -> Race:
+    """The race that these samples (ms, as many of both) tell."""
+    low, high = speedup_interval(first, second)
     return Race(
         reference=_latency(first),
         candidate=_latency(second),
         speedup=float(np.median(first) / np.median(second)),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         reference_ms=tuple(round(float(value), 4) for value in first),
         candidate_ms=tuple(round(float(value), 4) for value in second),
     )
 
 
-def _latency(samples: NDArray[np.float64]) -> Latency:
+def speedup_interval(first: Times, second: Times) -> tuple[float, float]:
+    """95 % interval of the ratio of medians, by a bootstrap of paired calls."""
+    picks = np.random.default_rng(0).integers(0, len(first), size=(1000, len(first)))
+    ratios = np.median(first[picks], axis=1) / np.median(second[picks], axis=1)
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _latency(samples: Times) -> Latency:
     p50, p90, p99 = (float(value) for value in np.percentile(samples, (50, 90, 99)))
     return Latency(len(samples), p50, p90, p99)
+
+
+def jitter(samples: Times) -> float:
+    """Mean absolute difference between one call's time and the next one's, in milliseconds."""
+    return float(np.abs(np.diff(samples)).mean()) if len(samples) > 1 else 0.0
+
+
+def percentile(samples: Times, share: float) -> Percentile:
+    """One percentile of samples in milliseconds, with its interval."""
+    ordered, count, tail = np.sort(samples), len(samples), (1 - LEVEL) / 2
+    needed = math.ceil(math.log(tail) / math.log(max(share, 1 - share)))
+    lower, upper = int(binom.ppf(tail, count, share)), int(binom.ppf(1 - tail, count, share)) + 1
+    return Percentile(
+        share=share,
+        ms=float(np.quantile(ordered, share)) if count >= needed else None,
+        low_ms=float(ordered[lower - 1]) if lower >= 1 else None,
+        high_ms=float(ordered[upper - 1]) if upper <= count else None,
+        needed=needed,
+    )

@@ -1,0 +1,86 @@
+"""Candidates of every layer as ONNX graphs: what a device needs to time them, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hscc_edge import durable
+from hscc_edge.compress.allocate import Option
+from hscc_edge.compress.cost import LayerShape
+from hscc_edge.compress.layer_graph import layer_graph
+from hscc_edge.compress.problem import LayerwiseProposal, Problem, dense_option, layer_plan
+from hscc_edge.errors import extra
+from hscc_edge.model.layers import factorised
+from hscc_edge.validate.layer_times import DENSE, INDEX, Candidate, Index, Layer, digest
+
+with extra("workstation"):
+    from torch import nn
+
+POINTS = 5
+
+
+def write_candidates(
+    out: Path, problem: Problem, proposal: LayerwiseProposal, dense: bytes, image: Sequence[int], *,
+    replace: bool = False,
+) -> Index:  # fmt: skip
+    """A directory for `hscc-edge bench --layers`; nothing appears at `out` unless all of it does.
+
+    Its size is about POINTS times that of the dense weights, for the structures that are asked for.
+
+    Args:
+        dense: ONNX graph of the dense network.
+        image: (C, H, W) that it takes.
+
+    Raises:
+        StorageError: if `out` is taken (unless `replace`) or cannot be written.
+    """
+    with durable.new_directory(out, replace=replace) as draft:
+        (draft / DENSE).write_bytes(dense)
+        index = Index(digest(dense), tuple(image), tuple(write_layers(draft, problem, proposal)))
+        durable.write_json(draft / INDEX, index.to_json())
+    return index
+
+
+def write_layers(folder: Path, problem: Problem, proposal: LayerwiseProposal) -> Iterator[Layer]:
+    """Write the graphs of one layer after the other."""
+    shapes = {shape.name: shape for shape in problem.shapes}
+    for number, (name, entry) in enumerate(proposal.candidates.items()):
+        yield _write_layer(folder, number, problem, shapes[name], entry.options)
+
+
+def _write_layer(folder: Path, number: int, problem: Problem, shape: LayerShape, options: Sequence[Option]) -> Layer:
+    size = (shape.inputs, *shape.input_positions) if shape.kernel else (shape.inputs,)
+    batch = (1 if shape.kernel else shape.area, *size)
+    dense, found = problem.network.get_submodule(shape.name), []
+    for index, option in enumerate(spread(options)):
+        module = nn.Sequential(factorised(dense, layer_plan(shape, option, dense_option(shape))), nn.ReLU())
+        path = folder / f"{number}-{index}.onnx"
+        path.write_bytes(layer_graph(module, batch))
+        found.append(Candidate(family(option), float(option.flops), path.name))
+    return Layer(shape.name, batch, shape.calls, tuple(found))
+
+
+def family(option: Option) -> str:
+    """What options that differ in rank alone have in common, as text."""
+    inner = option.ranks[1:] if option.structure == "tucker-2" else ()
+    if option.structure == "channel-groups":
+        inner = (len(option.ranks),)
+    boxes = ["x".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in option.regions]
+    clusters = [len(region) for region in option.clusters]
+    return " ".join(str(item) for item in (option.structure, *inner, *clusters, *boxes))
+
+
+def spread(options: Sequence[Option]) -> Iterable[Option]:
+    """POINTS options of each family, evenly in the logarithm of their FLOPs."""
+    families: dict[str, list[Option]] = {}
+    for option in options:
+        families.setdefault(family(option), []).append(option)
+    for members in families.values():
+        ordered = sorted(members, key=lambda option: option.flops)
+        logs = np.log([max(option.flops, 1) for option in ordered])
+        wanted = np.linspace(logs[0], logs[-1], POINTS)
+        picks = sorted({int(np.abs(logs - value).argmin()) for value in wanted})
+        yield from (ordered[index] for index in picks)

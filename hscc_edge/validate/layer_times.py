@@ -1,0 +1,177 @@
+"""A directory of layers' candidates as ONNX graphs, made on a workstation, timed on the device that will serve.
+
+    index.json  dense.onnx  0-0.onnx 0-1.onnx ... (layer, candidate)
+
+Every candidate of a layer is timed in turn with the whole dense network, and its time is that network's times its
+share, which cancels the drift of a machine between layers. The outcome is the table that `compress` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hscc_edge.errors import ConfigError, InputError
+from hscc_edge.runtime import Runtime
+from hscc_edge.validate.latency import medians
+from hscc_edge.validate.machine import machine_facts
+
+VERSION = 1
+INDEX = "index.json"
+DENSE = "dense.onnx"
+Opener = Callable[[Path], Runtime]
+Progress = Callable[[int, str], None]
+Points = dict[str, list[tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to compute a layer: a graph, its family (what differs in rank alone shares one) and its FLOPs."""
+
+    family: str
+    flops: float
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer's candidates; `batch` is the shape that the graphs take, `calls` how often one image runs the layer."""
+
+    name: str
+    batch: tuple[int, ...]
+    calls: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What lies in the directory; `image` is the shape (C, H, W) that the dense network takes."""
+
+    network: str
+    image: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return {"version": VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What times.
+
+    Attributes:
+        open_graph: opens one graph on the runtime that will serve.
+        note: what the runtime's name does not say, such as its threads.
+        own_clock: whether the calling thread does all of the runtime's work, so that its processor clock counts.
+    """
+
+    open_graph: Opener
+    note: str
+    own_clock: bool
+
+
+def digest(content: bytes) -> str:
+    """Which dense network a table is of: the sha256 of its graph."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a directory of candidates, its dense network checked.
+
+    Raises:
+        InputError: if there is none.
+        ConfigError: if it is malformed, of another version, or of another dense network than lies there.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {INDEX}: give a directory made by hscc-edge compress --candidates")
+    try:
+        index = _parse(json.loads(path.read_text(encoding="utf-8")))
+        known = digest((folder / DENSE).read_bytes()) == index.network
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} is malformed ({error}): make the candidates again") from error
+    if not known:
+        raise ConfigError(f"{folder / DENSE} is not the network of {path}: copy the whole directory again")
+    return index
+
+
+def _parse(raw: Mapping[str, Any]) -> Index:
+    if raw["version"] != VERSION:
+        raise ValueError(f"version {raw['version']}, expected {VERSION}")
+    layers = tuple(
+        Layer(str(item["name"]), tuple(item["batch"]), int(item["calls"]),
+              tuple(Candidate(str(c["family"]), float(c["flops"]), _inside(c["file"])) for c in item["candidates"]))
+        for item in raw["layers"]
+    )  # fmt: skip
+    return Index(str(raw["network"]), tuple(raw["image"]), layers)
+
+
+def _inside(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError(f"the file {name!r} lies outside the directory")
+    return name
+
+
+def time_directory(folder: Path, device: Device, progress: Progress | None = None) -> dict[str, Any]:
+    """Time every candidate of a directory; returns the table's JSON object.
+
+    Time grows with candidates x about 60 ms and the opening of their graphs; memory with one layer's weights.
+
+    Raises:
+        InputError, ConfigError: as `read_index` does.
+        ExportError: if the runtime cannot open a graph.
+    """
+    index, found = read_index(folder), {}
+    image = np.random.default_rng(0).standard_normal((1, *index.image)).astype(np.float32)
+    whole = device.open_graph(folder / DENSE)
+    try:
+        for layer in index.layers:
+            found[layer.name] = time_layer(folder, layer, (whole, image), device)
+            if progress is not None:
+                progress(1, layer.name)
+        return table(whole, image, found, device, index.network)
+    finally:
+        whole.close()
+
+
+def time_layer(folder: Path, layer: Layer, whole: tuple[Runtime, NDArray[np.float32]], device: Device) -> Points:
+    """By family, FLOPs and time of a layer's candidates, the time as a share of the whole dense network's."""
+    images = np.random.default_rng(0).standard_normal(layer.batch).astype(np.float32)
+    opened = [device.open_graph(folder / candidate.file) for candidate in layer.candidates]
+    whole_ms, *times = medians([whole, *((runtime, images) for runtime in opened)], own_clock=device.own_clock)
+    for runtime in opened:
+        runtime.close()
+    found: Points = {}
+    for candidate, value in zip(layer.candidates, times, strict=True):
+        found.setdefault(candidate.family, []).append((candidate.flops, value * layer.calls / whole_ms))
+    return found
+
+
+def table(
+    whole: Runtime, image: NDArray[np.float32], found: Mapping[str, Points], device: Device, network: str
+) -> dict[str, Any]:
+    """The table's JSON object from shares: they are scaled by the dense network's median, taken now."""
+    (dense_ms,) = medians([(whole, image)], own_clock=device.own_clock)
+    times = {
+        layer: {name: _rising([(cost, share * dense_ms) for cost, share in points]) for name, points in item.items()}
+        for layer, item in found.items()
+    }
+    return {
+        "version": VERSION, "runtime": f"{whole.name}, {device.note}", "dense_ms": dense_ms, "network": network,
+        "machine": machine_facts()["machine"], "times": times,
+    }  # fmt: skip
+
+
+def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """More FLOPs of one family never take less time: noise is smoothed upwards."""
+    ordered = sorted(points)
+    times = np.maximum.accumulate([value for _, value in ordered])
+    return [(flops, float(value)) for (flops, _), value in zip(ordered, times, strict=True)]
