@@ -44,7 +44,7 @@ place=$(mktemp -d) || exit {NO_PLACE}
 {trap}
 cd "$place" || exit {NO_PLACE}
 tar -xf - || exit {NOT_UNPACKED}
-sha256sum --check --quiet --strict {SUMS} >&2 || exit {ALTERED}
+test ! -s {SUMS} || sha256sum --check --quiet --strict {SUMS} >&2 || exit {ALTERED}
 printf '%s\\036' "$place"
 run() {{ "$program" "$@" </dev/null 2>.messages; code=$?; printf '\\036%s\\036' $code; cat .messages; printf '\\036'; }}
 """
@@ -264,7 +264,7 @@ REFUSALS = (
 
 
 def _refusal(host: Host, messages: str) -> str:
-    said = _last_line(messages)
+    said = _last_line(messages) or "it said nothing"
     for pattern, sentence in REFUSALS:
         if re.search(pattern, messages):
             return sentence.format(name=host.address, said=said)
