@@ -16,6 +16,7 @@ from hscc_edge.cli import (
     doctor,
     export,
     imported,
+    robustness,
     serve,
     sign,
     sweep,
@@ -59,6 +60,7 @@ app.command()(export.export)
 app.command()(build.build)
 app.command()(triton.triton)
 app.command()(validate.validate)
+app.command()(robustness.robustness)
 app.command()(sign.sign)
 app.command()(verify.verify)
 app.command()(serve.serve)

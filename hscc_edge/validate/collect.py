@@ -77,7 +77,7 @@ def collect(
         BundleError: if the bundles differ in labels, head, decision or preprocessing.
         CohortError: if the cohort's classes are not theirs.
     """
-    _check_alike(candidate, reference)
+    check_alike(candidate, reference)
     check_fit(reference, cohort)
     old, new = (
         open_runtime(bundle, conditions.runtime, precision=conditions.precision, threads=conditions.threads)
@@ -144,7 +144,7 @@ def cohort_facts(cohort: Cohort, predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _check_alike(candidate: Bundle, reference: Bundle) -> None:
+def check_alike(candidate: Bundle, reference: Bundle) -> None:
     for name in ("head", "decision", "preprocess"):
         if getattr(candidate.spec, name) != getattr(reference.spec, name):
             raise BundleError(
