@@ -67,7 +67,7 @@ def _is_file(path: Path) -> bool:
 
 def _show(output: Output, report: Report) -> None:
     rows = [(finding.name, finding.state, finding.text) for finding in report.findings]
-    output.table(report.device.name, ("what", "state", "seen"), rows)
+    output.table(report.device.name, ("what", "state", "seen"), rows, text=3)
     for finding in report.findings:
         if finding.advice:
             output.say(f"{finding.name}: {finding.advice}", style=STYLES.get(finding.state))

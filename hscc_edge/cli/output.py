@@ -39,13 +39,13 @@ class Output:
         if not self.as_json:
             _console(stderr=False).print(text, markup=False, style=style)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table for a person; columns after the first are right-aligned."""
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, text: int = 1) -> None:
+        """Print a table for a person; columns after the first `text` are figures, right-aligned."""
         if self.as_json:
             return
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="left" if index < text else "right")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         _console(stderr=False).print(table)

@@ -18,6 +18,8 @@ else:
     import tomli as tomllib
 
 FLOOR = (36, 4)
+# Chips for which NVIDIA makes no JetPack 6, and the modules that have them.
+RETIRED = {"nvidia,tegra194": "Xavier", "nvidia,tegra186": "TX2", "nvidia,tegra210": "Nano and TX1"}
 RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+)(?:\.(\d+))?")
 KINDS = ("jetson", "pc", "cpu", "generic")
 
@@ -65,11 +67,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A Jetson: its Linux for Tegra release, such as (36, 4) with patch 3, and its kind, None if no table knows it."""
+    """A Jetson: its Linux for Tegra release, such as (36, 4) with patch 3, and its kind, None if no table knows it.
+
+    Attributes:
+        retired: a generation that no JetPack of this product's is made for, such as "Xavier"; else None.
+    """
 
     l4t: tuple[int, int]
     device: Device | None
     patch: int = 0
+    retired: str | None = None
 
     @property
     def jetpack(self) -> str | None:
@@ -120,7 +127,9 @@ def detect(root: Path = Path("/")) -> Machine | None:
     release = RELEASE.search(read_text(root / "etc/nv_tegra_release"))
     if release is None:
         return None
-    return Machine((int(release[1]), int(release[2])), known_module(root), int(release[3] or 0))
+    compatible = read_text(root / "proc/device-tree/compatible")
+    retired = next((name for chip, name in RETIRED.items() if chip in compatible), None)
+    return Machine((int(release[1]), int(release[2])), known_module(root), int(release[3] or 0), retired)
 
 
 def known_module(root: Path) -> Device | None:
@@ -142,12 +151,19 @@ def require_supported(machine: Machine | None) -> None:
     Raises:
         EngineError: if it is older.
     """
-    if machine is not None and machine.l4t < FLOOR:
-        name = machine.device.name if machine.device else "Jetson"
+    if machine is None or machine.l4t >= FLOOR:
+        return
+    release = f"L4T {machine.l4t[0]}.{machine.l4t[1]}"
+    if machine.retired is not None:
         raise EngineError(
-            f"this {name} runs L4T {machine.l4t[0]}.{machine.l4t[1]}, older than JetPack 6.1 (L4T 36.4): flash JetPack "
-            "6.1 or later, or use a newer module where it has none"
+            f"this Jetson runs {release}, and JetPack 6.1 (L4T 36.4) or later is not made for its generation "
+            f"({machine.retired}): use a Jetson Orin or newer"
         )
+    name = machine.device.name if machine.device else "Jetson"
+    raise EngineError(
+        f"this {name} runs {release}, older than JetPack 6.1 (L4T 36.4): flash JetPack 6.1 or later, or use a newer "
+        "module where it has none"
+    )
 
 
 def read_text(path: Path) -> str:

@@ -77,6 +77,8 @@ def _jetson(root: Path, machine: Machine | None) -> tuple[Device, Finding]:
     device = known_module(root)
     if device is None:
         name = _printable(read_text(root / "proc/device-tree/model")) or "a Jetson of unnamed model"
+        if machine is not None and machine.retired is not None:
+            return read_devices()["generic"], Finding("device", "warning", f"{name}: too old for this product")
         return _unknown(name, worth_a_table=machine is None or machine.l4t >= FLOOR)
     index = device.variant(read_memory(root).get("MemTotal", 0) / KIB_A_GIB)
     facts = [f"{device.memory_gib[index]} GiB"] if index is not None else []

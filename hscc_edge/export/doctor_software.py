@@ -96,8 +96,9 @@ def _onnxruntime(probe: Probe, jetson: bool) -> Finding:
     if probe.providers is None:
         advice = "pip install 'hscc_edge[device]'"
         return Finding("ONNX Runtime", "warning", 'cannot be imported: runtime = "ort" will not serve', advice)
-    names = ", ".join(name.removesuffix("ExecutionProvider") for name in probe.providers)
-    if jetson and probe.providers == ("CPUExecutionProvider",):
+    local = [name for name in probe.providers if name != "AzureExecutionProvider"]  # it calls a cloud, computes nothing
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in local)
+    if jetson and local == ["CPUExecutionProvider"]:
         names += ' alone: use runtime = "trt" for the GPU'
     return Finding("ONNX Runtime", "ok", names)
 

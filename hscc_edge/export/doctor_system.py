@@ -12,6 +12,7 @@ from hscc_edge.export.doctor_probe import Probe
 # The service needs some hundred MiB, an engine's build its workspace; below `reserve_mib` (serve's default) nothing
 # is received.
 LOW_MEMORY_MIB, LEAST_MEMORY_MIB = 1536, 512
+SMALL_GIB = 16
 LOW_DISK_MIB, LEAST_DISK_MIB = 5120, 1024
 
 
@@ -46,7 +47,8 @@ def _swap(root: Path) -> Finding:
     lines = [line.split() for line in read_text(root / "proc/swaps").splitlines()[1:]]
     sizes = [(words[0], int(words[2]) // 1024) for words in lines if len(words) >= 3 and words[2].isdigit()]
     if not sizes:
-        return Finding("swap", "ok", "none: a large engine's build may run out of memory")
+        small = read_memory(root).get("MemTotal", 0) >> 20 < SMALL_GIB
+        return Finding("swap", "ok", "none" + (": a large engine's build may run out of memory" if small else ""))
     compressed = sum(size for name, size in sizes if "zram" in name)
     plain = sum(size for name, size in sizes if "zram" not in name)
     parts = [f"{compressed} MiB in memory (zram)"] * bool(compressed) + [f"{plain} MiB on disk"] * bool(plain)
