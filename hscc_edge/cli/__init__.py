@@ -9,6 +9,7 @@ import typer
 
 from hscc_edge import __version__
 from hscc_edge.cli import (
+    bench,
     build,
     cohort,
     compress,
@@ -63,6 +64,7 @@ app.command()(validate.validate)
 app.command()(robustness.robustness)
 app.command()(sign.sign)
 app.command()(verify.verify)
+app.command()(bench.bench)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

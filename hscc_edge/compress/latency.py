@@ -118,7 +118,7 @@ def time_candidates(
         dense: ONNX graph of the dense network.
         image: (C, H, W).
     """
-    device, found = cpu(threads), {}
+    device, found = layer_times.device_of("ort", threads), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / layer_times.DENSE).write_bytes(dense)
@@ -130,11 +130,6 @@ def time_candidates(
             if problem.progress is not None:
                 problem.progress(1, f"timing {layer.name}")
         return read_table(layer_times.table(*whole, found, device, layer_times.digest(dense)))
-
-
-def cpu(threads: int) -> layer_times.Device:
-    """ONNX Runtime on this machine's CPU; one thread is timed by its own clock."""
-    return layer_times.Device(lambda path: OrtRuntime(path, threads), f"{threads} CPU thread(s)", threads == 1)
 
 
 def time_networks(

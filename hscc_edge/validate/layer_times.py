@@ -78,6 +78,21 @@ class Device:
     own_clock: bool
 
 
+def device_of(runtime: str, threads: int = 1) -> Device:
+    """This machine by one of the runtimes that open a graph: ort, ort-cuda, ort-tensorrt.
+
+    Raises:
+        InputError: if it is another.
+    """
+    if runtime.partition("-")[0] != "ort":
+        raise InputError(f"the runtime is {runtime!r}: candidates are timed by ort, ort-cuda or ort-tensorrt")
+    from hscc_edge.runtime.ort import OrtRuntime
+
+    provider = runtime.partition("-")[2] or "cpu"
+    note = f"{threads} thread{'s' if threads > 1 else ''}" if provider == "cpu" else provider
+    return Device(lambda path: OrtRuntime(path, threads, provider), note, provider == "cpu" and threads == 1)
+
+
 def digest(content: bytes) -> str:
     """Which dense network a table is of: the sha256 of its graph."""
     return hashlib.sha256(content).hexdigest()
