@@ -52,7 +52,6 @@ def prepare_cohort(steps: Steps, data: Path, cache: Path) -> Path:
     raw = cache / "cohort-raw"
     steps.run("import", "cohort", "import", pictures, raw, "--drop-duplicates", "--name", "brain-mri", "--overwrite")
     steps.run("clean", "cohort", "clean", raw, cohort, "--jobs", 2)
-    steps.run("check", "cohort", "check", cohort, "--no-shortcuts", "--jobs", 2)
     return cohort
 
 
