@@ -72,8 +72,9 @@ def cases(bundle: Bundle, cohort: Cohort, logits: Any) -> list[Case]:
 def dense_figures(bundle: Bundle, truth: Sequence[Case]) -> dict[str, Any]:
     """Accuracy and macro-F1 of the dense network."""
     right = np.array([case.decision.label == case.label for case in truth])
-    found = figures([c.label for c in truth], [c.decision.label for c in truth], present(bundle, truth))
-    return {"accuracy": float(right.mean()), "accuracy_se": bootstrap_se(right), "macro_f1": found.macro_f1}
+    found = figures([c.label for c in truth], [c.decision.label for c in truth], present(bundle, truth),
+                    [c.patient for c in truth])  # fmt: skip
+    return {"accuracy": float(right.mean()), "accuracy_se": bootstrap_se(right), "macro_f1": found.macro_f1.value}
 
 
 def present(bundle: Bundle, truth: Sequence[Case]) -> tuple[str, ...]:
@@ -86,9 +87,9 @@ def judge(bundle: Bundle, truth: Sequence[Case], found: Sequence[Case]) -> dict[
     compared = compare(truth, found, parse_head(bundle.spec.head))
     right = np.array([case.decision.label == case.label for case in found])
     labels = present(bundle, truth)
-    told = figures([c.label for c in found], [c.decision.label for c in found], labels)
+    told = figures([c.label for c in found], [c.decision.label for c in found], labels, [c.patient for c in found])
     return {
-        "accuracy": float(right.mean()), "accuracy_se": bootstrap_se(right), "macro_f1": told.macro_f1,
+        "accuracy": float(right.mean()), "accuracy_se": bootstrap_se(right), "macro_f1": told.macro_f1.value,
         "macro_f1_se": f1_se(found, labels), "kl": compared.kl, "kl_se": compared.kl_se,
         "difference": compared.difference, "difference_low": compared.low, "difference_high": compared.high,
     }  # fmt: skip

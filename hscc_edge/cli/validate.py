@@ -96,9 +96,9 @@ def _show(output: Output, evidence: Evidence) -> None:
 
     found, race = evidence.comparison, evidence.race
     rows = [
-        ("original", share(evidence.reference_figures.accuracy), f"{evidence.reference_figures.macro_f1:.3f}", "-",
+        ("original", share(evidence.reference_figures.accuracy), f"{evidence.reference_figures.macro_f1.value:.3f}", "-",
          *(f"{getattr(race.reference, name):.2f}" for name in ("p50_ms", "p90_ms", "p99_ms"))),
-        ("compressed", share(evidence.candidate_figures.accuracy), f"{evidence.candidate_figures.macro_f1:.3f}",
+        ("compressed", share(evidence.candidate_figures.accuracy), f"{evidence.candidate_figures.macro_f1.value:.3f}",
          f"{found.kl:.4f} (SE {found.kl_se:.4f})",
          *(f"{getattr(race.candidate, name):.2f}" for name in ("p50_ms", "p90_ms", "p99_ms"))),
     ]  # fmt: skip

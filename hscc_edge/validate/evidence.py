@@ -11,7 +11,8 @@ from hscc_edge.validate.collect import Collection, Conditions, Progress, collect
 from hscc_edge.validate.compare import Comparison, compare
 from hscc_edge.validate.latency import Race
 from hscc_edge.validate.machine import machine_facts as machine_facts
-from hscc_edge.validate.metrics import Figures, figures
+from hscc_edge.validate.metrics import Figures, figures_of
+from hscc_edge.validate.outcomes import outcomes
 from hscc_edge.validate.predict import Case
 from hscc_edge.validate.predictions import Predictions
 
@@ -67,8 +68,7 @@ def _facts(found: Predictions) -> dict[str, Any]:
 
 
 def _figures(found: Predictions) -> Figures:
-    cases = found.cases
-    return figures([case.label for case in cases], [case.decision.label for case in cases], found.head.labels)
+    return figures_of(outcomes(found.cases, found.head.labels))
 
 
 def _case_facts(first: Case, second: Case) -> dict[str, Any]:

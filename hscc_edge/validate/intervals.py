@@ -176,7 +176,27 @@ def correlation(first: Array, second: Array) -> float:
     return float((first * second).sum()) / scale if scale else 0.0
 
 
+def average(shares: Sequence[Proportion], residuals: Sequence[Array]) -> Estimate:
+    """The mean of shares, those that are undefined left out, with limits from theirs.
+
+    MOVER: Zou and Donner 2008, Statistics in Medicine 27:1693, with the correlation that patients in several shares
+    bring.
+
+    Args:
+        residuals: for each share by patient (clusters,), see `correlation`.
+    """
+    known = [(limits(item), rest) for item, rest in zip(shares, residuals, strict=True) if item.of]
+    if not known:
+        return Estimate(None, None, None, "MOVER")
+    tied = np.array([[correlation(a, b) if a is not b else 1.0 for _, b in known] for _, a in known])
+    value, low, high = (np.array([found[side] for found, _ in known]) for side in range(3))
+    below, above = (max(float(gap @ tied @ gap), 0.0) ** 0.5 / len(known) for gap in (value - low, high - value))
+    mean = float(value.mean())
+    kinds = " and ".join(sorted({item.method for item in shares if item.of}))
+    return Estimate(mean, max(mean - below, 0.0), min(mean + above, 1.0), f"MOVER of {kinds}")
+
+
 def estimate(value: float, low: float, high: float, method: str) -> Estimate:
     """An `Estimate` of floats, None for NaN."""
-    known = (None if np.isnan(part) else float(part) for part in (value, low, high))
-    return Estimate(*known, method)
+    found = [None if np.isnan(part) else float(part) for part in (value, low, high)]
+    return Estimate(found[0], found[1], found[2], method)

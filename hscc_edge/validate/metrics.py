@@ -1,39 +1,49 @@
-"""Accuracy and its kin, with intervals; cases count as independent unless a function says otherwise."""
+"""Figures of decisions with 95 % intervals over patients: shares by Wilson, F1 and kappa by BCa bootstrap.
+
+docs/statistics.md says what each figure is, where its formula is from and which library computes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hscc_edge.errors import extra
-from hscc_edge.validate.compare import LEVEL
-
-with extra("workstation"):
-    from sklearn.metrics import confusion_matrix, f1_score
-    from statsmodels.stats.proportion import proportion_confint
-
-
-@dataclass(frozen=True, slots=True)
-class Proportion:
-    """A share `count / of` with its 95 % interval (Wilson 1927); all None where `of` is 0."""
-
-    count: int
-    of: int
-    value: float | None
-    low: float | None
-    high: float | None
+from hscc_edge.errors import InputError
+from hscc_edge.validate.intervals import (
+    Estimate,
+    Proportion,
+    average,
+    correlation,
+    estimate,
+    ratio,
+    share,
+    share_where,
+    wilson,
+)
+from hscc_edge.validate.outcomes import Outcomes, outcomes_of
+from hscc_edge.validate.resampling import RESAMPLES, Array, Clusters, Statistic, bootstrap
 
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """One class against the rest."""
+    """One class against the rest; `threshold` None stands for the decision that the daemon sends.
+
+    Attributes:
+        ppv, npv: at the cohort's own prevalence.
+        positive_ratio, negative_ratio: likelihood ratios; the value None stands for infinity if `low` is known.
+    """
 
     label: str
     sensitivity: Proportion
     specificity: Proportion
+    ppv: Proportion
+    npv: Proportion
+    positive_ratio: Estimate
+    negative_ratio: Estimate
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +51,133 @@ class Figures:
     """One classifier on one cohort; `confusion` rows are true classes, columns decided ones, the last "no decision"."""
 
     accuracy: Proportion
-    macro_f1: float
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    micro_f1: Estimate
+    kappa: Estimate
     confusion: tuple[tuple[int, ...], ...]
     classes: tuple[ClassFigures, ...]
     undecided: int
 
 
 def proportion(count: int, of: int) -> Proportion:
-    """The share with its Wilson interval (statsmodels)."""
-    if of == 0:
-        return Proportion(0, 0, None, None, None)
-    low, high = proportion_confint(count, of, alpha=1 - LEVEL, method="wilson")
-    share = count / of
-    return Proportion(count, of, share, min(max(float(low), 0.0), share), max(min(float(high), 1.0), share))
+    """The share with its Wilson interval, for cases of which no two are one patient's."""
+    return Proportion(count, of, count / of, *wilson(count, of)) if of else Proportion(0, 0, None, None, None)
 
 
-def figures(labels: Sequence[str], decided: Sequence[str | None], classes: Sequence[str]) -> Figures:
+def figures(
+    labels: Sequence[str],
+    decided: Sequence[str | None],
+    classes: Sequence[str],
+    patients: Sequence[str],
+    seed: int = 0,
+) -> Figures:
     """Figures of decisions against labels; a case without a decision counts as wrong."""
-    answers = [answer if answer is not None else "" for answer in decided]
-    matrix = confusion_matrix(labels, answers, labels=[*classes, ""])[: len(classes)]
-    hits = sum(label == answer for label, answer in zip(labels, answers, strict=True))
-    macro = f1_score(labels, answers, labels=list(classes), average="macro", zero_division=0.0)
+    return figures_of(outcomes_of(labels, decided, classes, patients), seed)
+
+
+def figures_of(found: Outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Figures:
+    """Figures at the decisions that the daemon sends."""
+    hits = np.asarray((found.truth == found.decided).all(axis=1) & found.decided.any(axis=1))
+    classes = tuple(
+        class_figures(label, found.truth[:, k], found.decided[:, k], found.cases)
+        for k, label in enumerate(found.labels)
+    )
+    macro, micro, kappa = _bootstrapped(found, seed, resamples)
     return Figures(
-        accuracy=proportion(hits, len(labels)),
-        macro_f1=float(macro),
-        confusion=tuple(tuple(int(n) for n in row) for row in matrix),
-        classes=tuple(_class_figures(matrix, index, label) for index, label in enumerate(classes)),
-        undecided=answers.count(""),
+        accuracy=share(hits, found.cases),
+        balanced_accuracy=_balanced(found, classes),
+        macro_f1=macro,
+        micro_f1=micro,
+        kappa=kappa,
+        confusion=_confusion(found),
+        classes=classes,
+        undecided=int((~found.decided.any(axis=1)).sum()),
     )
 
 
-def _class_figures(matrix: NDArray[np.int64], index: int, label: str) -> ClassFigures:
-    positives = int(matrix[index].sum())
-    hits = int(matrix[index, index])
-    negatives = int(matrix.sum()) - positives
-    false_alarms = int(matrix[:, index].sum()) - hits
-    return ClassFigures(label, proportion(hits, positives), proportion(negatives - false_alarms, negatives))
+def at_thresholds(found: Outcomes, points: Mapping[str, float]) -> tuple[ClassFigures, ...]:
+    """Each label against the rest where it is called from its operating point upwards; cases without scores are not.
+
+    Raises:
+        InputError: if a label is unknown or a threshold is not a probability.
+    """
+    for label, threshold in points.items():
+        if label not in found.labels or not 0 <= threshold <= 1:
+            raise InputError(
+                f"the operating point {label!r} = {threshold}: expected one of {list(found.labels)} and 0 to 1"
+            )
+    columns = [(found.labels.index(label), label, float(value)) for label, value in points.items()]
+    return tuple(
+        class_figures(label, found.truth[:, k], found.scores[:, k] >= value, found.cases, value)
+        for k, label, value in columns
+    )
+
+
+def class_figures(
+    label: str,
+    truth: NDArray[np.bool_],
+    called: NDArray[np.bool_],
+    cases: Clusters,
+    threshold: float | None = None,
+) -> ClassFigures:
+    """Of one finding: `truth` and `called` (cases,)."""
+    sensitivity, specificity = share_where(called, truth, cases), share_where(~called, ~truth, cases)
+    missed, false_alarms = share_where(~called, truth, cases), share_where(called, ~truth, cases)
+    shared = correlation(_residuals(called, truth, cases), _residuals(called, ~truth, cases))
+    return ClassFigures(
+        label=label,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        ppv=share_where(truth, called, cases),
+        npv=share_where(~truth, ~called, cases),
+        positive_ratio=ratio(sensitivity, false_alarms, shared),
+        negative_ratio=ratio(missed, specificity, shared),
+        threshold=threshold,
+    )
+
+
+def _residuals(hits: NDArray[np.bool_], kept: NDArray[np.bool_], cases: Clusters) -> Array:
+    """(clusters,): by patient, the hits among its kept cases beyond the mean share."""
+    mean = hits[kept].mean() if kept.any() else 0.0
+    return np.asarray(np.bincount(cases.owner[kept], weights=hits[kept] - mean, minlength=cases.count), np.float64)
+
+
+def _balanced(found: Outcomes, classes: Sequence[ClassFigures]) -> Estimate:
+    residuals = [_residuals(found.decided[:, k], found.truth[:, k], found.cases) for k in range(len(found.labels))]
+    return average([item.sensitivity for item in classes], residuals)
+
+
+def _confusion(found: Outcomes) -> tuple[tuple[int, ...], ...]:
+    none = ~found.decided.any(axis=1, keepdims=True)
+    table = found.truth.T.astype(np.int64) @ np.hstack([found.decided, none]).astype(np.int64)
+    return tuple(tuple(int(n) for n in row) for row in table)
+
+
+def _bootstrapped(found: Outcomes, seed: int, resamples: int) -> list[Estimate]:
+    terms = np.hstack([found.truth & found.decided, found.decided, found.truth, np.ones((len(found.truth), 1), bool)])
+    drawn = bootstrap(
+        found.cases.sums(terms), agreement(len(found.labels)), strata=found.cases.strata, seed=seed, resamples=resamples
+    )
+    rows = zip(drawn.value, drawn.low, drawn.high, strict=True)
+    return [estimate(*row, "BCa bootstrap over patients") for row in rows]
+
+
+def agreement(count: int) -> Statistic:
+    """Macro F1, micro F1 and Cohen's kappa (rows, 3) of totals (rows, 3K + 1): hits, decided and true by class, cases.
+
+    The F1 of a class that no case has and none is decided to be is 0, as scikit-learn has it. Kappa (Cohen 1960)
+    takes "no decision" as one more category.
+    """
+
+    def of(totals: Array) -> Array:
+        hits, decided, true = (totals[:, part * count : (part + 1) * count] for part in range(3))
+        cases = totals[:, -1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = 2 * hits / (decided + true)
+            micro = 2 * hits.sum(axis=1) / (decided + true).sum(axis=1)
+            chance = (decided * true).sum(axis=1) / cases**2
+            kappa = (hits.sum(axis=1) / cases - chance) / (1 - chance)
+        return np.stack([np.nan_to_num(each).mean(axis=1), micro, kappa], axis=1)
+
+    return of

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from hscc_edge.data.page import INK, STYLE, svg
 from hscc_edge.errors import extra
+from hscc_edge.validate.intervals import Proportion
 from hscc_edge.validate.latency import Race
-from hscc_edge.validate.metrics import Figures, Proportion
+from hscc_edge.validate.metrics import Figures
 
 with extra("workstation"):
     import matplotlib

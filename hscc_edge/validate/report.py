@@ -9,7 +9,7 @@ from hscc_edge.data import page
 from hscc_edge.errors import extra
 from hscc_edge.validate import plots
 from hscc_edge.validate.evidence import Evidence
-from hscc_edge.validate.metrics import Proportion
+from hscc_edge.validate.intervals import Proportion
 
 with extra("workstation"):
     from markupsafe import Markup

@@ -33,9 +33,11 @@ ANSWERS = st.lists(
 @settings(deadline=None)
 def test_figures_agree_with_scikit_learn(rows):
     truth, answers = [row[0] for row in rows], [row[1] for row in rows]
-    found = figures(truth, answers, LABELS)
+    found = figures(truth, answers, LABELS, [str(i) for i in range(len(rows))])
     assert found.accuracy.value == pytest.approx(accuracy_score(truth, answers))
-    assert found.macro_f1 == pytest.approx(f1_score(truth, answers, labels=LABELS, average="macro", zero_division=0))
+    assert found.macro_f1.value == pytest.approx(
+        f1_score(truth, answers, labels=LABELS, average="macro", zero_division=0)
+    )
     recalls = recall_score(truth, answers, labels=LABELS, average=None, zero_division=np.nan)
     for item, recall in zip(found.classes, recalls, strict=True):
         assert item.sensitivity.value is None if np.isnan(recall) else item.sensitivity.value == pytest.approx(recall)
@@ -45,7 +47,7 @@ def test_figures_agree_with_scikit_learn(rows):
 
 
 def test_an_undecided_case_is_wrong():
-    found = figures(["a", "b"], ["a", None], LABELS)
+    found = figures(["a", "b"], ["a", None], LABELS, ["1", "2"])
     assert found.accuracy.value == 0.5 and found.undecided == 1 and found.confusion[1] == (0, 0, 0, 1)
 
 
