@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hscc_edge"
 # From the bottom to the top; what shares a line does not import each other.
 LAYERS = (
-    ("errors",), ("durable",), ("data",), ("bundle",), ("model",), ("runtime",), ("export",), ("validate",),
-    ("compress", "serve"), ("cli",), ("__main__",),
+    ("errors",), ("durable", "power_mode"), ("data",), ("bundle",), ("model",), ("runtime",), ("export",),
+    ("validate",), ("compress", "serve"), ("cli",), ("__main__",),
 )  # fmt: skip
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
-    "errors", "durable", "bundle", "model", "model.plan", "model.head", "model.decision", "export", "export.engine",
+    "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
+    "export.builder", "export.engine", "export.inspection", "export.parity",
     "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case", "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",

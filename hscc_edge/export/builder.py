@@ -40,23 +40,6 @@ class BuildOptions:
     least_share: float = 0.5
 
 
-def logger(trt: Any) -> Any:
-    """An ILogger that keeps every line in `lines`, and the last error's first line in `last`."""
-
-    class Collector(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-            self.last = "no message"
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append(f"{severity.name}: {message}")
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = message.strip().splitlines()[0]
-
-    return Collector()
-
-
 def open_builder(trt: Any, log: Any) -> Any:
     """A builder; `tensorrt` cannot make one without a GPU and says so by a TypeError, `tensorrt_rtx` can.
 
@@ -93,6 +76,7 @@ def configure(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it would round FP32's products to 10 bits
     least, best = (max_batch, max_batch) if options.dla is not None else (1, options.best_batch)
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (least, *shape), (best, *shape), (max_batch, *shape))
@@ -102,14 +86,19 @@ def configure(
         _set_flag(trt, config, name)
     if options.dla is not None:
         _use_dla(trt, builder, config, options.dla, precision)
-    _target(trt, config, gpu)
+    _target(trt, config, gpu, options.refittable)
     return config
 
 
-def _target(trt: Any, config: Any, gpu: bool) -> None:
+def _target(trt: Any, config: Any, gpu: bool, refittable: bool) -> None:
     capabilities = getattr(trt, "ComputeCapability", None)
     if capabilities is None:  # not TensorRT-RTX
         return
+    if refittable and not gpu:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} builds a refittable engine only where there is an NVIDIA GPU: build on "
+            "the device, or without that option"
+        )
     names = ["CURRENT"] if gpu else [name for name in RTX_CAPABILITIES if hasattr(capabilities, name)]
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):

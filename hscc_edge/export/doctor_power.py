@@ -9,28 +9,12 @@ from pathlib import Path
 
 from hscc_edge.export.devices import read_text
 from hscc_edge.export.doctor_finding import Finding
+from hscc_edge.power_mode import current_number, read_modes
 
-POWER_MODEL = re.compile(r"^<\s*POWER_MODEL\b([^>]*)>", re.MULTILINE)
-GPU_LIMIT = re.compile(r"^GPU\s+MAX_FREQ\s+(-?\d+)", re.MULTILINE)
 GPU_NODES = ("sys/class/devfreq/*", "sys/devices/gpu.0/devfreq/*", "sys/devices/platform/bus@0/*/devfreq/*")
 GPU_NAME = re.compile(r"gpu|ga10b|gv11b")
 SLOW_GOVERNORS = {"powersave", "userspace", "conservative"}
 NEAR_THROTTLING_C = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class PowerMode:
-    """A mode of nvpmodel; `gpu_hz` its limit on the GPU's clock, None if it states none, inf if it lifts the limit."""
-
-    number: int
-    name: str
-    gpu_hz: float | None = None
-
-    @property
-    def strength(self) -> tuple[bool, bool, float, float]:
-        """What orders modes: MAXN above watts, Super above MAXN, then the GPU's clock, then the watts of the name."""
-        watts = re.search(r"(\d+)W", self.name)
-        return "MAXN" in self.name, "SUPER" in self.name, self.gpu_hz or 0.0, float(watts[1]) if watts else 0.0
 
 
 def examine_power(root: Path) -> list[Finding]:
@@ -38,30 +22,16 @@ def examine_power(root: Path) -> list[Finding]:
     return [_power_mode(root), _gpu_clock(root), *examine_governor(root), _temperature(root), _rails(root)]
 
 
-def read_modes(conf: str) -> list[PowerMode]:
-    """The modes that an nvpmodel.conf defines, in its order; the attributes of a mode may come in any."""
-    heads = list(POWER_MODEL.finditer(conf))
-    starts = [*(head.start() for head in heads), len(conf)]
-    modes = []
-    for head, end in zip(heads, starts[1:], strict=True):
-        named = dict(part.split("=", 1) for part in head[1].split() if "=" in part)
-        if named.get("ID", "").isdigit() and "NAME" in named:
-            limit = GPU_LIMIT.search(conf, head.end(), end)
-            hertz = None if limit is None else float(limit[1])
-            modes.append(PowerMode(int(named["ID"]), named["NAME"], float("inf") if hertz == -1 else hertz))
-    return modes
-
-
 def _power_mode(root: Path) -> Finding:
     modes = read_modes(read_text(root / "etc/nvpmodel.conf"))
-    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
+    number = current_number(read_text(root / "var/lib/nvpmodel/status"))
     ask = "run sudo nvpmodel -q (in a container: on the host)"
-    if not modes or status is None:
+    if not modes or number is None:
         return Finding("power mode", "unknown", "nvpmodel's files could not be read", ask)
-    current = next((mode for mode in modes if mode.number == int(status[1])), None)
+    current = next((mode for mode in modes if mode.number == number), None)
     choice = ", ".join(mode.name for mode in modes)
     if current is None:
-        text = f"mode {int(status[1])}, which nvpmodel.conf does not define (it has {choice})"
+        text = f"mode {number}, which nvpmodel.conf does not define (it has {choice})"
         return Finding("power mode", "warning", text, ask)
     best = max(modes, key=lambda mode: mode.strength)
     if best == current:
@@ -76,7 +46,7 @@ def _power_mode(root: Path) -> Finding:
 
 
 def _gpu_clock(root: Path) -> Finding:
-    node = next(_gpu_nodes(root), None)
+    node = next(gpu_nodes(root), None)
     highest = None if node is None else read_number(node / "max_freq")
     if node is None or highest is None:
         return Finding("GPU clock", "unknown", "the GPU's clock could not be read", "run sudo jetson_clocks --show")
@@ -95,7 +65,8 @@ def _gpu_clock(root: Path) -> Finding:
     return Finding("GPU clock", "ok", text + (", varies with load (sudo jetson_clocks to measure)" if varies else ""))
 
 
-def _gpu_nodes(root: Path) -> Iterator[Path]:
+def gpu_nodes(root: Path) -> Iterator[Path]:
+    """The devfreq folders of the GPU's clocks."""
     for pattern in GPU_NODES:
         yield from (path for path in sorted(root.glob(pattern)) if GPU_NAME.search(path.name))
 
@@ -144,19 +115,14 @@ def _passive_trips(zone: Path) -> Iterator[float]:
 
 
 def _rails(root: Path) -> Finding:
-    """INA3221 monitors: in*_input in mV, curr*_input in mA, curr*_crit_alarm (Linux, Documentation/hwmon/ina3221)."""
-    monitors = [path.parent for path in sorted((root / "sys/class/hwmon").glob("hwmon*/name"))]
-    monitors = [monitor for monitor in monitors if read_text(monitor / "name").strip() == "ina3221"]
     watts: dict[str, float] = {}
     alarms = []
-    for label in (label for monitor in monitors for label in sorted(monitor.glob("in[1-3]_label"))):
-        rail, channel = read_text(label).strip(), label.name[2]
-        millivolts = read_number(label.parent / f"in{channel}_input")
-        milliamperes = read_number(label.parent / f"curr{channel}_input")
-        if rail and millivolts is not None and milliamperes is not None:
-            watts[rail] = millivolts * milliamperes / 1e6
-        if read_number(label.parent / f"curr{channel}_crit_alarm") == 1:
-            alarms.append(rail)
+    for rail in rail_channels(root):
+        millivolts, milliamperes = read_number(rail.millivolts), read_number(rail.milliamperes)
+        if millivolts is not None and milliamperes is not None:
+            watts[rail.name] = millivolts * milliamperes / 1e6
+        if read_number(rail.alarm) == 1:
+            alarms.append(rail.name)
     if not watts:
         return Finding("power rails", "unknown", "no INA3221 monitor could be read", "run tegrastats")
     text = ", ".join(f"{rail} {power:.1f} W" for rail, power in watts.items())
@@ -164,6 +130,29 @@ def _rails(root: Path) -> Finding:
         advice = "clocks are lowered when the current is too high: use the supply that the power mode asks for"
         return Finding("power rails", "warning", f"{text}; over-current on {', '.join(alarms)}", advice)
     return Finding("power rails", "ok", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Rail:
+    """A channel of an INA3221 monitor and its files in sysfs (Linux, Documentation/hwmon/ina3221)."""
+
+    name: str
+    millivolts: Path
+    milliamperes: Path
+    alarm: Path
+
+
+def rail_channels(root: Path) -> Iterator[Rail]:
+    """The power rails that have a name."""
+    for path in sorted((root / "sys/class/hwmon").glob("hwmon*/name")):
+        labels = sorted(path.parent.glob("in[1-3]_label")) if read_text(path).strip() == "ina3221" else []
+        for label in labels:
+            name, number, folder = read_text(label).strip(), label.name[2], path.parent
+            if name:
+                yield Rail(
+                    name, folder / f"in{number}_input", folder / f"curr{number}_input",
+                    folder / f"curr{number}_crit_alarm",
+                )  # fmt: skip
 
 
 def read_number(path: Path) -> int | None:

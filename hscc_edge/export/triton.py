@@ -20,8 +20,8 @@ from typing import Any
 from hscc_edge import durable
 from hscc_edge.bundle import Bundle
 from hscc_edge.errors import ExportError, InputError, extra
-from hscc_edge.export.engine import EngineFacts, read_engine
 from hscc_edge.runtime import PRECISIONS, check_precision
+from hscc_edge.runtime.engines import EngineFacts, read_engine
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = ("gpu", "cpu")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,37 +14,46 @@ from numpy.typing import NDArray
 from hscc_edge.bundle import Bundle
 from hscc_edge.errors import InputError
 
-RUNTIMES = ("eager", "ort", "trt")
-PRECISIONS = {"fp32": "models/model.onnx", "fp16": "models/model.fp16.onnx"}
+RUNTIMES = ("eager", "ort", "ort-cuda", "ort-tensorrt", "trt")
+PRECISIONS = {"fp32": "models/model.onnx", "fp16": "models/model.fp16.onnx", "int8": "models/model.int8.onnx"}
 
 
 class Runtime(Protocol):
-    """A loaded classifier."""
+    """A loaded classifier; threads may share it, and get the same bits as one thread alone."""
 
     @property
     def name(self) -> str:
         """Which runtime and version this is."""
 
     def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, C, H, W) -> logits (B, n)."""
+        """(B, C, H, W), B of 1 or more -> logits (B, n).
+
+        Raises:
+            InputError: if the images have another shape or type than the model takes.
+            EngineError: if the runtime fails, or is closed.
+        """
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free what it holds; a second call does nothing."""
 
 
-def open_runtime(bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", threads: int = 1) -> Runtime:
+def open_runtime(
+    bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", threads: int = 1, cache: Path | None = None
+) -> Runtime:
     """Open a bundle's classifier.
 
     Args:
-        kind: eager (torch), ort (ONNX Runtime on the CPU) or trt (TensorRT, on a GPU).
-        precision: fp32 or fp16: which of the bundle's ONNX files.
+        kind: eager (torch), ort (ONNX Runtime on the CPU), ort-cuda and ort-tensorrt (its providers on a GPU) or trt
+            (TensorRT: the bundle's active engine).
+        precision: fp32, fp16 or int8: which of the bundle's ONNX files.
         threads: of the CPU runtimes.
+        cache: where trt finds its engine; `engines.cache_directory` by default.
 
     Raises:
-        InputError: if the kind or precision is unknown.
+        InputError: if the kind or precision is unknown, or this ONNX Runtime has no such provider.
         BundleError: if the bundle lacks that ONNX file.
         MissingExtraError: if the runtime's package is not installed.
-        EngineError: if TensorRT or a GPU is missing.
+        EngineError: if TensorRT, a GPU or an active engine is missing, or a provider does not start.
     """
     check_precision(precision)
     match kind:
@@ -49,15 +61,34 @@ def open_runtime(bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", 
             from hscc_edge.runtime.eager import EagerRuntime
 
             return EagerRuntime(bundle, threads)
-        case "ort":
-            from hscc_edge.runtime.ort import OrtRuntime
-
-            return OrtRuntime(bundle.path(PRECISIONS[precision]), threads)
+        case "ort" | "ort-cuda" | "ort-tensorrt":
+            return _open_ort(bundle.path(PRECISIONS[precision]), kind, precision, threads)
         case "trt":
-            from hscc_edge.runtime.trt import TrtRuntime
-
-            return TrtRuntime(bundle, PRECISIONS[precision], precision)
+            return _open_trt(bundle, precision, cache)
     raise InputError(f"the runtime {kind!r} is unknown: expected one of {', '.join(RUNTIMES)}")
+
+
+def _open_ort(path: Path, kind: str, precision: str, threads: int) -> Runtime:
+    from hscc_edge.runtime.ort import OrtRuntime
+
+    provider = kind.partition("-")[2] or "cpu"
+    if provider == "tensorrt" and precision != "fp32":
+        raise InputError(
+            f"the runtime {kind} was asked for {precision}: its networks are weakly typed before TensorRT 11, so that "
+            "FP16 may become FP32 unseen; use fp32, ort-cuda or trt"
+        )
+    return OrtRuntime(path, threads, provider)
+
+
+def _open_trt(bundle: Bundle, precision: str, cache: Path | None) -> Runtime:
+    from hscc_edge.runtime.engines import cache_directory, open_active
+    from hscc_edge.runtime.nvidia import load_cuda, local_host, require_gpu
+    from hscc_edge.runtime.trt import TrtRuntime
+
+    graph = bundle.path(PRECISIONS[precision])
+    require_gpu(load_cuda())
+    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    return TrtRuntime(*open_active(bundle, precision, digest, cache or cache_directory(), local_host()))
 
 
 def check_precision(precision: str) -> None:
@@ -68,4 +99,12 @@ def check_precision(precision: str) -> None:
 
 def infer_each(runtime: Runtime, images: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Logits (n, classes) of images (C, H, W), one call an image, so that every caller gets the same bits."""
-    return np.concatenate([runtime.infer(image[None]) for image in images])
+    return infer_batches(runtime, images, 1)
+
+
+def infer_batches(runtime: Runtime, images: Iterable[NDArray[np.float32]], batch: int) -> NDArray[np.float32]:
+    """Logits (n, classes) of images (C, H, W), `batch` of them a call, the last call with what is left."""
+    pending, logits = iter(images), []
+    while group := list(islice(pending, batch)):
+        logits.append(runtime.infer(np.stack(group)))
+    return np.concatenate(logits)

@@ -1,145 +1,97 @@
-"""TensorRT on a GPU: an engine from the cache, run through named tensors on one stream.
+"""TensorRT on a GPU: one verified engine, run through named tensors on one stream, by a CUDA graph for each batch size.
 
 Written against the API that TensorRT 10.3 to 11 and TensorRT-RTX share. Not run by this project's tests: none of their
-machines has a GPU, so they see only its errors.
+machines has a GPU, so they see its names, its arithmetic and its errors.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import json
-import os
-from collections.abc import Iterator
+import ctypes
+import logging
+import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hscc_edge.bundle import Bundle
-from hscc_edge.errors import EngineError, InputError, MissingExtraError, extra
+from hscc_edge.errors import EngineError
+from hscc_edge.runtime.engines import EngineFacts
+from hscc_edge.runtime.nvidia import checked, load_cuda, load_tensorrt, logger, require_gpu
+from hscc_edge.runtime.shapes import check_images, closed
 
-PACKAGES = ("tensorrt", "tensorrt_rtx")
+LOG = logging.getLogger(__name__)
+AGAIN = "run hscc-edge build again on this machine"
 
 
-def load_tensorrt() -> Any:
-    """The TensorRT module of this machine.
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """FP32 in page-locked host memory, and as much device memory behind it."""
 
-    Raises:
-        EngineError: if there is none.
+    host: NDArray[np.float32]
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One batch size: an execution context that is never used for another, and its CUDA graph if it could be captured.
+
+    A context's shapes may not change after a graph was captured from it, so that each batch size has its own.
     """
-    for name in PACKAGES:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise EngineError(
-        "no TensorRT is installed: on a Jetson use the one of JetPack 6.1 or later, on a workstation run "
-        "pip install tensorrt-rtx-cu13 to try a build"
-    )
+
+    batch: int
+    context: Any
+    graph: Any = None
 
 
-def cache_directory() -> Path:
-    """Where engines are kept unless a directory is given: $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hscc_edge" / "engines"
-
-
-def gpu_name() -> str | None:
-    """Name and compute capability of the first GPU, as "Orin SM87"; None without a GPU, driver or cuda-python."""
-    try:
-        with extra("device"):
-            from cuda.bindings import runtime as cudart
-    except MissingExtraError:
-        return None
-    error, count = cudart.cudaGetDeviceCount()
-    if int(error) != 0 or not count:
-        return None
-    properties = _checked(cudart, cudart.cudaGetDeviceProperties(0))
-    return f"{properties.name.decode()} SM{properties.major}{properties.minor}"
-
-
-def find_engine(content: bytes, trt: Any, precision: str, cache: Path, gpu: str | None = None) -> Path:
-    """The cached engine that was built from these ONNX bytes by this TensorRT, its digest checked.
-
-    Args:
-        gpu: what `gpu_name` gives; engines of other GPUs are passed over. None takes any.
-
-    Returns:
-        The one for the largest batch, where there are several.
-
-    Raises:
-        EngineError: if there is none, or it was altered.
-    """
-    wanted = {
-        "onnx_sha256": hashlib.sha256(content).hexdigest(), "builder": trt.__name__, "version": trt.__version__,
-        "precision": precision,
-    }  # fmt: skip
-    found = [
-        (facts.get("max_batch", 0), path, facts.get("sha256"))
-        for path, facts in _cached(cache)
-        if {key: facts.get(key) for key in wanted} == wanted and _runs_on(str(facts.get("device")), gpu)
-    ]
-    if not found:
-        raise EngineError(
-            f"{cache} holds no {precision} engine of this bundle for {trt.__name__} {trt.__version__} (TensorRT): run "
-            f"hscc-edge build BUNDLE --precision {precision} on this machine"
-        )
-    _, path, digest = max(found, key=lambda item: item[:2])
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise EngineError(f"the engine {path} is missing or was altered: run hscc-edge build again")
-    return path
-
-
-def _cached(cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Engine paths and facts; what cannot be read is no engine of ours."""
-    for path in sorted(cache.glob("*.json")):
-        try:
-            facts = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(facts, dict):
-            yield path.with_suffix(".engine"), facts
-
-
-def _runs_on(device: str, gpu: str | None) -> bool:
-    """Built on this GPU, or for a list of compute capabilities ("SM86+SM89") that has its own."""
-    return gpu is None or device == gpu or gpu.rpartition(" ")[2] in device.split("+")
+def batch_sizes(least: int, largest: int) -> tuple[int, ...]:
+    """The sizes that batches are padded to: powers of two from `least`, and the largest; one for a static engine."""
+    powers = (1 << power for power in range(largest.bit_length()))
+    return tuple(sorted({size for size in powers if least <= size < largest} | {largest}))
 
 
 class TrtRuntime:
-    """One engine, one execution context, one stream, and device buffers for its largest batch."""
+    """One engine, one stream, and pinned and device buffers for its largest batch.
 
-    def __init__(self, bundle: Bundle, onnx_file: str, precision: str) -> None:
-        trt = load_tensorrt()
-        with extra("device"):
-            from cuda.bindings import runtime as cudart
-        self._cuda = cudart
-        _require_gpu(cudart)
-        path = find_engine(bundle.path(onnx_file).read_bytes(), trt, precision, cache_directory(), gpu_name())
-        self._loader = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._engine = self._loader.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise EngineError(f"TensorRT refuses the engine {path}: run hscc-edge build again on this machine")
-        self._context = self._engine.create_execution_context()
-        self._largest = tuple(self._engine.get_tensor_profile_shape("image", 0)[2])
-        self._classes = int(self._engine.get_tensor_shape("logits")[-1])
+    Thread-safe: a lock lets one batch through at a time. The first batch of a size makes a context and a CUDA graph;
+    afterwards neither device nor pinned memory is allocated. `infer` returns a copy.
+    """
+
+    def __init__(self, facts: EngineFacts, plan: bytes) -> None:
+        """Open an engine.
+
+        Args:
+            plan: its bytes, which the caller has checked: an engine is native code.
+
+        Raises:
+            EngineError: if TensorRT, a GPU or memory is missing, or TensorRT refuses the engine.
+        """
+        trt, self._cuda = load_tensorrt(), load_cuda()
+        require_gpu(self._cuda)
+        self._log, self._lock, self._lanes = logger(trt), threading.Lock(), dict[int, Lane]()
         self._version = f"{trt.__name__} {trt.__version__}"
+        self._capturable = not hasattr(trt, "ComputeCapability")  # RTX swaps kernels while it runs
+        self._loader = trt.Runtime(self._log)
+        self._loader.engine_host_code_allowed = facts.version_compatible
+        if facts.dla is not None:
+            self._loader.DLA_core = facts.dla
+        self._engine = self._loader.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(f"TensorRT refuses the engine {facts.path} ({self._log.last}): {AGAIN}")
+        least, _, largest = (tuple(shape) for shape in self._engine.get_tensor_profile_shape("image", 0))
+        kinds = {self._engine.get_tensor_dtype(name) for name in ("image", "logits")}
+        if kinds != {trt.DataType.FLOAT}:
+            raise EngineError(f"the engine {facts.path} takes or gives another type than FP32: {AGAIN}")
+        self._shape, self._sizes = largest[1:], batch_sizes(least[0], largest[0])
+        classes = int(self._engine.get_tensor_shape("logits")[-1])
         with ExitStack() as held:
-            self._stream = _checked(cudart, cudart.cudaStreamCreate())
-            held.callback(cudart.cudaStreamDestroy, self._stream)
-            self._input = self._buffer("image", 4 * int(np.prod(self._largest)), held)
-            self._output = self._buffer("logits", 4 * self._largest[0] * self._classes, held)
-            self._held = held.pop_all()
-
-    def _buffer(self, tensor: str, size: int, held: ExitStack) -> Any:
-        """Device memory of `size` bytes behind a tensor of the engine."""
-        pointer = _checked(self._cuda, self._cuda.cudaMalloc(size))
-        held.callback(self._cuda.cudaFree, pointer)
-        if not self._context.set_tensor_address(tensor, int(pointer)):
-            raise EngineError(f"the engine has no tensor {tensor!r}: run hscc-edge build again")
-        return pointer
+            self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+            held.callback(self._cuda.cudaStreamDestroy, self._stream)
+            self._input = self._buffer(largest, held)
+            self._output = self._buffer((largest[0], classes), held)
+            self._held: ExitStack | None = held.pop_all()
 
     @property
     def name(self) -> str:
@@ -147,41 +99,95 @@ class TrtRuntime:
         return self._version
 
     def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, C, H, W) -> logits (B, n); B up to the engine's largest batch.
+        """(B, C, H, W) -> logits (B, n); B up to the engine's largest batch, padded to one of `batch_sizes`.
 
         Raises:
             InputError: if the batch is larger, or an image has another shape than the engine's.
+            EngineError: if CUDA or TensorRT fails, or the runtime is closed.
         """
-        if len(images) > self._largest[0] or images.shape[1:] != self._largest[1:]:
-            raise InputError(f"images of shape {images.shape} were given: the engine takes at most {self._largest}")
-        images = np.ascontiguousarray(images, dtype=np.float32)
-        logits = np.empty((len(images), self._classes), dtype=np.float32)
-        kinds, cuda = self._cuda.cudaMemcpyKind, self._cuda
-        to, back = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
-        _checked(cuda, cuda.cudaMemcpyAsync(self._input, images.ctypes.data, images.nbytes, to, self._stream))
-        ready = self._context.set_input_shape("image", images.shape)
-        if not ready or not self._context.execute_async_v3(int(self._stream)):
-            raise EngineError("TensorRT could not run the engine: run hscc-edge build again on this machine")
-        _checked(cuda, cuda.cudaMemcpyAsync(logits.ctypes.data, self._output, logits.nbytes, back, self._stream))
-        _checked(cuda, cuda.cudaStreamSynchronize(self._stream))
-        return logits
+        check_images(images, self._shape, self._sizes[-1])
+        with self._lock:
+            if self._held is None:
+                raise closed(self.name)
+            batch = next(size for size in self._sizes if size >= len(images))
+            self._input.host[: len(images)] = images
+            self._input.host[len(images) : batch] = 0.0
+            lane = self._lanes.get(batch) or self._add_lane(batch)
+            if lane.graph is None:
+                self._enqueue(lane)
+            else:
+                self._call("cudaGraphLaunch", lane.graph, self._stream)
+            self._call("cudaStreamSynchronize", self._stream)
+            return self._output.host[: len(images)].copy()
 
     def close(self) -> None:
-        """Free the device buffers and the stream; a second call does nothing."""
-        self._held.close()
+        """Free contexts, graphs, buffers and the stream, after the batch in hand; a second call does nothing."""
+        with self._lock:
+            held, self._held = self._held, None
+            if held is not None:
+                self._lanes.clear()
+                held.close()
+                self._engine = self._loader = None
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        return checked(self._cuda, getattr(self._cuda, function)(*arguments))
+
+    def _buffer(self, shape: Sequence[int], held: ExitStack) -> Buffer:
+        size = 4 * int(np.prod(shape))
+        pinned = self._call("cudaMallocHost", size)
+        held.callback(self._cuda.cudaFreeHost, pinned)
+        device = self._call("cudaMalloc", size)
+        held.callback(self._cuda.cudaFree, device)
+        return Buffer(floats_at(int(pinned), shape), int(device))
+
+    def _add_lane(self, batch: int) -> Lane:
+        """A context for this batch size, warmed by one run of what lies in the input, then captured."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(
+                f"TensorRT could not make an execution context ({self._log.last}): free memory on the device"
+            )
+        ready = context.set_input_shape("image", (batch, *self._shape))
+        for tensor, buffer in (("image", self._input), ("logits", self._output)):
+            ready = ready and context.set_tensor_address(tensor, buffer.device)
+        if not ready:
+            raise EngineError(f"the engine does not take {batch} images and give logits ({self._log.last}): {AGAIN}")
+        lane = Lane(batch, context)
+        self._enqueue(lane)
+        self._call("cudaStreamSynchronize", self._stream)
+        self._lanes[batch] = Lane(batch, context, self._capture(lane) if self._capturable else None)
+        return self._lanes[batch]
+
+    def _enqueue(self, lane: Lane) -> None:
+        """Copy the input to the device, run, copy the logits back: all on the stream."""
+        kinds = self._cuda.cudaMemcpyKind
+        to, back = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
+        source, target = self._input.host[: lane.batch], self._output.host[: lane.batch]
+        self._call("cudaMemcpyAsync", self._input.device, source.ctypes.data, source.nbytes, to, self._stream)
+        if not lane.context.execute_async_v3(int(self._stream)):
+            raise EngineError(f"TensorRT could not run the engine ({self._log.last}): {AGAIN}")
+        self._call("cudaMemcpyAsync", target.ctypes.data, self._output.device, target.nbytes, back, self._stream)
+
+    def _capture(self, lane: Lane) -> Any:
+        """The lane's work as a CUDA graph; None, and a line in the log, for an engine that cannot be captured."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            self._enqueue(lane)
+            graph = self._call("cudaStreamEndCapture", self._stream)
+        except EngineError:
+            self._cuda.cudaStreamEndCapture(self._stream)
+            self._cuda.cudaGetLastError()
+            LOG.warning("event=cuda_graph_refused batch=%d", lane.batch)
+            return None
+        found = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+        if self._held is not None:
+            self._held.callback(self._cuda.cudaGraphExecDestroy, found)
+        return found
 
 
-def _require_gpu(cudart: Any) -> None:
-    error, count = cudart.cudaGetDeviceCount()
-    if int(error) != 0 or not count:
-        raise EngineError(
-            f"TensorRT needs an NVIDIA GPU, and CUDA finds none ({error.name}): use --runtime ort, or the device"
-        )
-
-
-def _checked(cudart: Any, answer: Any) -> Any:
-    """The value of a CUDA call, or EngineError."""
-    error, *values = answer
-    if int(error) != 0:
-        raise EngineError(f"CUDA failed ({error.name}): free memory on the device, or restart it, and try again")
-    return values[0] if values else None
+def floats_at(address: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Memory that lies at an address, as FP32; it must outlive the array."""
+    memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.ctypeslib.as_array(memory).reshape(tuple(shape))

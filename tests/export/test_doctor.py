@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from hscc_edge.cli.doctor import doctor
 from hscc_edge.export.doctor import examine
-from hscc_edge.export.doctor_power import PowerMode, read_modes
 from hscc_edge.export.doctor_probe import Package, Probe, failure_of, is_system, probe_system
+from hscc_edge.power_mode import PowerMode, read_modes
 
 TREES = Path(__file__).with_name("trees")
 NANO, AGX, THOR, XAVIER = "orin-nano-jetpack-6.2", "agx-orin-jetpack-6.1", "thor-jetpack-7.0", "agx-xavier-jetpack-5.1"
@@ -53,7 +53,7 @@ def write(root: Path, name: str, text: str) -> None:
         (NANO, "Jetson Orin Nano (8 GiB, SM 8.7, no DLA)", "6.2 (L4T 36.4.3): TensorRT 10.3", "15W, not the strongest"),
         (AGX, "Jetson AGX Orin (64 GiB, SM 8.7, 2 DLA)", "6.1 (L4T 36.4.0): TensorRT 10.3", "MAXN, the strongest of"),
         (THOR, "Jetson Thor (128 GiB, SM 11.0, no DLA)", "7.0 (L4T 38.2.0): TensorRT 10.13", "120W, not the strongest"),
-        (XAVIER, "NVIDIA Jetson AGX Xavier Developer Kit: no table", "L4T 35.4.1", "MAXN, the strongest of"),
+        (XAVIER, "NVIDIA Jetson AGX Xavier Developer Kit: too old", "L4T 35.4.1", "MAXN, the strongest of"),
     ],
 )
 def test_each_tree_is_the_right_device(name, device, jetpack, mode):
@@ -74,7 +74,8 @@ def test_a_module_too_old_is_a_fault():
     report = examine(TREES / XAVIER, GOOD)
     jetpack = next(item for item in report.findings if item.name == "JetPack")
     assert report.faulty and jetpack.state == "fault"
-    assert "older than JetPack 6.1" in jetpack.advice and "use a newer module" in jetpack.advice
+    assert "not made for its generation (Xavier): use a Jetson Orin" in jetpack.advice and "flash" not in jetpack.advice
+    assert [item.name for item in report.findings if item.state == "fault"] == ["JetPack"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,10 @@ def test_a_mode_is_not_strong_for_its_number_or_place():
          "stop other containers"),
         (AGX, "proc/swaps", "Filename Type Size Used Priority\n/swapfile file 2097152 0 -2\n", "swap", "ok",
          "2048 MiB on disk", "encrypted"),
+        (AGX, "etc/nv_tegra_release", "# R35 (release), REVISION: 4.1\n", "JetPack", "fault", "L4T 35.4.1",
+         "flash JetPack 6.1"),
+        (NANO, "proc/swaps", "", "swap", "ok", "none: a large engine's build may run out", ""),
+        (AGX, "proc/swaps", "", "swap", "ok", "none", ""),
         (AGX, "etc/nv_tegra_release", "# R99 (release), REVISION: 1.0\n", "JetPack", "warning", "no table knows",
          "check TensorRT"),
         (AGX, "etc/nv_tegra_release", "", "JetPack", "unknown", "could not be read", "/etc/nv_tegra_release:ro"),
@@ -144,6 +149,8 @@ PIP = "which has no kernels for this GPU (SM 8.7)"
         (NANO, {"tensorrt": Package("", True, "libnvdla_compiler.so is missing")}, "TensorRT", "fault",
          "libnvdla_compiler.so", "nvidia-l4t-dla-compiler"),
         (NANO, {"tensorrt": Package("", True, "ImportError")}, "TensorRT", "fault", "ImportError", "--runtime nvidia"),
+        (NANO, {"providers": ("AzureExecutionProvider", "CPUExecutionProvider")}, "ONNX Runtime", "ok", "CPU alone",
+         ""),
         (NANO, {"providers": None}, "ONNX Runtime", "warning", "cannot be imported", "hscc_edge[device]"),
         (NANO, {"python": (3, 12)}, "Python", "warning", "its TensorRT for 3.10", "python3.10"),
         (NANO, {"torch": True}, "torch", "warning", "nothing here needs it", "hscc_edge[device]"),

@@ -11,12 +11,13 @@ from torch import nn
 
 from hscc_edge.errors import EngineError
 from hscc_edge.export.builder import BuildOptions
-from hscc_edge.export.engine import EngineFacts, build_engine
+from hscc_edge.export.engine import build_engine
 from hscc_edge.export.onnx import check_onnx, export_onnx
 from hscc_edge.export.precision import to_fp16
 from hscc_edge.model.layers import factorised, replace
 from hscc_edge.model.plan import Box, LayerPlan
 from hscc_edge.model.zoo import AlexNet, ViT
+from hscc_edge.runtime.engines import EngineFacts
 
 WHOLE = {"spatial_dims": 2, "in_channels": 1}
 

@@ -15,12 +15,12 @@ import pytest
 from google.protobuf import text_format
 from typer.testing import CliRunner
 
-from hscc_edge import durable
 from hscc_edge.bundle import Bundle, read_bundle
 from hscc_edge.cli.triton import triton
 from hscc_edge.errors import EngineError, ExportError, InputError, StorageError
-from hscc_edge.export.engine import EngineFacts, build_engine
+from hscc_edge.export.engine import build_engine
 from hscc_edge.export.triton import Serving, Tensor, graph_tensors, model_config, write_repository
+from hscc_edge.runtime.engines import EngineFacts, engine_path, write_engine
 from hscc_edge.runtime.ort import OrtRuntime
 
 
@@ -159,9 +159,9 @@ def engine(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> EngineFa
 
 def claim(engine: EngineFacts, folder: Path, **changes: object) -> Path:
     """A copy of an engine whose facts say something else: `tensorrt` itself cannot be installed here."""
-    path = folder / "e.engine"
-    path.write_bytes(Path(engine.path).read_bytes())
-    durable.write_json(path.with_suffix(".json"), {**engine.to_json(), "builder": "tensorrt", **changes})
+    other = dataclasses.replace(engine, **{"builder": "tensorrt", **changes})
+    path = engine_path(folder, other.key)
+    write_engine(dataclasses.replace(other, path=str(path)), Path(engine.path).read_bytes())
     return path
 
 

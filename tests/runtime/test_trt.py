@@ -1,46 +1,47 @@
-"""What can be seen of the TensorRT runtime without a GPU: where it looks, and what it says."""
+"""What can be seen of the TensorRT runtime without a GPU: its arithmetic and what it says. Inference: not run."""
 
+import ctypes
 import sys
 
+import numpy as np
 import pytest
 
 from hscc_edge.errors import EngineError
-from hscc_edge.runtime import trt
+from hscc_edge.runtime import nvidia, trt
 
 
 def test_without_tensorrt_one_sentence_says_where_it_comes_from(monkeypatch):
-    for name in trt.PACKAGES:
+    for name in nvidia.PACKAGES:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EngineError, match=r"JetPack 6\.1 or later, .* pip install tensorrt-rtx-cu13"):
-        trt.load_tensorrt()
-
-
-def test_the_cache_follows_xdg(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert trt.cache_directory() == tmp_path / "hscc_edge" / "engines"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert trt.cache_directory() == tmp_path / "home" / ".cache" / "hscc_edge" / "engines"
-
-
-@pytest.mark.parametrize(
-    ("device", "gpu", "runs"),
-    [
-        ("Orin SM87", "Orin SM87", True),
-        ("Orin SM87", "another SM99", False),
-        ("SM86+SM89", "some card SM89", True),
-        ("SM86+SM89", "some card SM8", False),
-        ("SM86", None, True),
-    ],
-)
-def test_which_engines_run_where(device, gpu, runs):
-    assert trt._runs_on(device, gpu) is runs
+        nvidia.load_tensorrt()
 
 
 def test_a_cuda_error_becomes_ours():
     from cuda.bindings import runtime as cudart
 
-    assert trt._checked(cudart, (cudart.cudaError_t.cudaSuccess, 7)) == 7
-    assert trt._checked(cudart, (cudart.cudaError_t.cudaSuccess,)) is None
-    with pytest.raises(EngineError, match=r"CUDA failed \(cudaErrorMemoryAllocation\)"):
-        trt._checked(cudart, (cudart.cudaError_t.cudaErrorMemoryAllocation, None))
+    error = cudart.cudaError_t
+    assert nvidia.checked(cudart, (error.cudaSuccess, 7)) == 7
+    assert nvidia.checked(cudart, (error.cudaSuccess,)) is None
+    with pytest.raises(EngineError, match=r"no memory left \(cudaErrorMemoryAllocation\): .* smaller --max-batch"):
+        nvidia.checked(cudart, (error.cudaErrorMemoryAllocation, None))
+    with pytest.raises(EngineError, match=r"CUDA failed \(cudaErrorLaunchFailure\): restart"):
+        nvidia.checked(cudart, (error.cudaErrorLaunchFailure, None))
+
+
+@pytest.mark.parametrize(
+    ("least", "largest", "sizes"),
+    [(1, 1, (1,)), (1, 2, (1, 2)), (1, 6, (1, 2, 4, 6)), (1, 8, (1, 2, 4, 8)), (8, 8, (8,)), (4, 6, (4, 6))],
+)
+def test_batches_are_padded_to_few_sizes(least, largest, sizes):
+    assert trt.batch_sizes(least, largest) == sizes
+    for batch in range(1, largest + 1):
+        assert next(size for size in sizes if size >= batch) >= least
+
+
+def test_pinned_memory_is_read_and_written_in_place():
+    memory = (ctypes.c_float * 24)()
+    array = trt.floats_at(ctypes.addressof(memory), (2, 3, 4))
+    array[:] = np.arange(24).reshape(2, 3, 4)
+    assert array.dtype == np.float32 and list(memory) == list(range(24))
+    assert array[:1].ctypes.data == ctypes.addressof(memory)
