@@ -19,7 +19,8 @@ from hscc_edge.validate.collect import Conditions
 from hscc_edge.validate.compare import compare
 from hscc_edge.validate.evidence import gather
 from hscc_edge.validate.latency import race
-from hscc_edge.validate.metrics import figures, proportion
+from hscc_edge.validate.metrics import figures, figures_of, proportion
+from hscc_edge.validate.outcomes import outcomes_of
 from hscc_edge.validate.predict import Case
 from hscc_edge.validate.report import render
 
@@ -33,7 +34,7 @@ ANSWERS = st.lists(
 @settings(deadline=None)
 def test_figures_agree_with_scikit_learn(rows):
     truth, answers = [row[0] for row in rows], [row[1] for row in rows]
-    found = figures(truth, answers, LABELS, [str(i) for i in range(len(rows))])
+    found = figures_of(outcomes_of(truth, answers, LABELS, [str(i) for i in range(len(rows))]), resamples=10)
     assert found.accuracy.value == pytest.approx(accuracy_score(truth, answers))
     assert found.macro_f1.value == pytest.approx(
         f1_score(truth, answers, labels=LABELS, average="macro", zero_division=0)
