@@ -80,6 +80,13 @@ class Answer:
     content: dict[str, Any] | None
     messages: str
 
+    @property
+    def reason(self) -> str | None:
+        """Why it did not do its work, in its own words; None if it did."""
+        if self.code == 0 and self.content is not None:
+            return None
+        return _last_line(self.messages).removeprefix("error: ") or f"it ended with {self.code} and said nothing"
+
 
 @dataclass(frozen=True, slots=True)
 class Visit:
@@ -97,11 +104,10 @@ class Visit:
             RemoteError: if it failed otherwise, with its own message.
         """
         answer = self.answers[index]
-        if answer.code == 0 and answer.content is not None:
+        if answer.content is not None and answer.reason is None:
             return answer.content
-        said = _last_line(answer.messages).removeprefix("error: ") or f"it ended with {answer.code} and said nothing"
         kind = GateError if answer.code == 1 else RemoteError
-        raise kind(f"on {self.host.address}: {said}")
+        raise kind(f"on {self.host.address}: {answer.reason}")
 
 
 def parse_host(url: str) -> Host:
@@ -142,6 +148,7 @@ def run_there(
     files: Mapping[str, bytes],
     verbs: Sequence[Sequence[str]],
     *,
+    needed: int | None = None,
     keep: bool = False,
     patience_s: float = 3 * 3600.0,
 ) -> Visit:
@@ -149,14 +156,15 @@ def run_there(
 
     Args:
         files: relative names and contents.
-        verbs: each the words of one verb, which is asked for `--json`; a verb that fails ends the row.
+        verbs: each the words of one verb, which is asked for `--json`.
+        needed: how many of them, from the first, end the row if they fail; None for all.
         keep: leave the directory there.
         patience_s: for everything together.
 
     Raises:
         RemoteError: if ssh fails, the host has no hscc-edge or another version, or cannot hold the files.
     """
-    script = _script(host, verbs, keep)
+    script = _script(host, verbs, len(verbs) if needed is None else needed, keep)
     with tempfile.TemporaryFile() as parcelled:
         _pack(files, parcelled)
         parcelled.seek(0)
@@ -179,7 +187,7 @@ def run_there(
     return _visit(host, output, keep)
 
 
-def _script(host: Host, verbs: Sequence[Sequence[str]], keep: bool) -> str:
+def _script(host: Host, verbs: Sequence[Sequence[str]], needed: int, keep: bool) -> str:
     codes = {"ABSENT": ABSENT, "OTHER": OTHER, "NO_PLACE": NO_PLACE, "NOT_UNPACKED": NOT_UNPACKED, "ALTERED": ALTERED}
     start = SCRIPT.format(
         program=shlex.quote(host.program),
@@ -188,8 +196,9 @@ def _script(host: Host, verbs: Sequence[Sequence[str]], keep: bool) -> str:
         trap="" if keep else TRAP,
         **codes,
     )
-    rows = [f"run {shlex.join([*verb, '--json'])}; test $code = 0 || exit 0\n" for verb in verbs]
-    return start + "".join(rows) + "exit 0\n"
+    rows = [f"run {shlex.join([*verb, '--json'])}\n" for verb in verbs]
+    ends = ["test $code = 0 || exit 0\n"] * needed + [""] * (len(verbs) - needed)
+    return start + "".join(row + end for row, end in zip(rows, ends, strict=True)) + "exit 0\n"
 
 
 def _pack(files: Mapping[str, bytes], stream: IO[bytes]) -> None:

@@ -141,14 +141,38 @@ print(json.dumps({{"words": sys.argv[1:], "place": os.getcwd(), "mode": os.stat(
 """)  # fmt: skip
 
 
-def test_the_bundle_s_engine_is_built_there(station, dense):
-    done = CliRunner().invoke(app, ["build", str(dense), "--precision", "fp16", "--on", "ssh://jetson", "--json"])
+def build_there(bundle: Path, *words: str) -> dict:
+    done = CliRunner().invoke(app, ["build", str(bundle), "--on", "ssh://jetson", "--json", *words])
     assert done.exit_code == 0, done.output
-    facts = json.loads(done.output)
-    engine = Path(facts["path"])
-    assert engine.is_relative_to(station.root / "cache") and engine.stat().st_size == facts["bytes"]
-    assert facts["host"] == "jetson" and facts["place"] is None and facts["half_layers"] > 0
-    assert facts["onnx_sha256"] == read_bundle(dense).files["models/model.fp16.onnx"]
+    return json.loads(done.output)
+
+
+def test_the_bundle_s_engine_is_built_there(station, dense):
+    found = build_there(dense, "--precision", "fp32", "--seconds", "0")
+    engine = Path(found["engine"]["path"])
+    assert engine.is_relative_to(station.root / "cache") and engine.stat().st_size == found["engine"]["bytes"]
+    assert found["engine"]["onnx_sha256"] == read_bundle(dense).files["models/model.onnx"]
+    assert found["host"] == "jetson" and found["place"] is None and found["bench"] == {}
+
+
+def test_what_it_was_built_of_and_how_fast_it_is_come_back(station, dense):
+    digest = read_bundle(dense).files["models/model.onnx"]
+    facts = {"onnx_sha256": digest, "path": "/e", "builder": "b", "version": "1", "device": "d", "bytes": 1,
+             "seconds": 1.0, "note": "n"}  # fmt: skip
+    answers = f"""[ $1 = --version ] && echo {__version__} && exit
+case "$*" in
+  build*) printf '%s\\n' '{json.dumps(facts)}';;
+  *"--runtime trt --json") echo "error: no GPU" >&2; exit 2;;
+  *) printf '{{"words": "%s"}}\\n' "$*";;
+esac"""
+    station.put("hscc-edge", answers)
+    found = build_there(dense, "--precision", "fp32", "--seconds", "2")
+    assert found["engine"] == facts and found["not_run"] == {"bench --runtime trt": "no GPU"}
+    words = "bench bundle --precision fp32 --seconds 2.0 --runtime ort --json"
+    assert found["bench"] == {"ort": {"words": words}}
+    station.put("hscc-edge", answers.replace(digest, "0" * 64))
+    done = CliRunner().invoke(app, ["build", str(dense), "--precision", "fp32", "--on", "ssh://jetson"])
+    assert "built an engine of another ONNX file" in str(done.exception)
 
 
 def test_only_the_configuration_and_the_graph_are_sent(dense, tmp_path):
@@ -184,7 +208,7 @@ def test_the_files_stay_if_that_is_asked_for(station):
 def test_a_verb_s_own_message_and_code_are_passed_on(station, dense):
     sent = parcel(read_bundle(dense), [])
     visit = run_there(Host("jetson"), sent, [["build", "bundle", "--precision", "fp32"], ["never"]])
-    assert len(visit.answers) == 1, "a verb that failed ends the row"
+    assert len(visit.answers) == 1, "a verb that is needed and fails ends the row"
     with pytest.raises(
         RemoteError, match=r"^on jetson: the bundle bundle holds no models/model.onnx: run hscc-edge exp"
     ):
@@ -192,6 +216,8 @@ def test_a_verb_s_own_message_and_code_are_passed_on(station, dense):
     station.put("hscc-edge", f"[ $1 = --version ] && echo {__version__} || {{ echo 'error: it differs' >&2; exit 1; }}")
     with pytest.raises(GateError, match="on jetson: it differs"):
         run_there(Host("jetson"), {}, [["x"]]).content(0)
+    visit = run_there(Host("jetson"), {}, [["x"], ["y"]], needed=0)
+    assert [answer.reason for answer in visit.answers] == ["it differs", "it differs"]
 
 
 MISTAKES = [
