@@ -15,8 +15,11 @@ from hscc_edge.cli import (
     compress,
     demo,
     doctor,
+    engines,
+    evidence,
     export,
     imported,
+    packages,
     robustness,
     serve,
     sign,
@@ -59,11 +62,14 @@ app.command()(compress.compress)
 app.command()(sweep.sweep)
 app.command()(export.export)
 app.command()(build.build)
+app.add_typer(engines.app, name="engines")
 app.command()(triton.triton)
 app.command()(validate.validate)
 app.command()(robustness.robustness)
+app.command()(evidence.evidence)
 app.command()(sign.sign)
 app.command()(verify.verify)
+app.command()(packages.packages)
 app.command()(bench.bench)
 app.command()(serve.serve)
 app.command()(doctor.doctor)

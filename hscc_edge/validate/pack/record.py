@@ -1,0 +1,200 @@
+"""The verification record: requirement, test, criterion, result, verdict, and where the figure stands.
+
+In the shape that a file by IEC 62304 5.7 asks for (what was tested against which criterion, with what result and which
+anomalies, how to repeat it, by whom) and that IEC 81001-5-1 5.7 takes up; whether it satisfies them is for the site.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import hscc_edge
+from hscc_edge.data.lock import faults_of
+from hscc_edge.validate.pack.contents import Contents
+from hscc_edge.validate.pack.recording import KINDS, Recording
+
+SCHEMA = 1
+UNDECLARED = "none declared here: see the gate"
+FULL = "no overflow; export refuses an FP32 graph that differs"
+VERDICTS = ("pass", "fail", "inconclusive", "reported", "not run")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One requirement and what became of it.
+
+    Attributes:
+        verdict: one of VERDICTS; "reported" is a result that no criterion was declared for.
+        figure: file in the pack and place in it.
+        site_number: the site's own number of the requirement, "" if it gave none.
+    """
+
+    id: str
+    requirement: str
+    test: str
+    criterion: str
+    result: str
+    verdict: str
+    figure: str
+    site_number: str = ""
+
+
+def rows(contents: Contents) -> list[Row]:
+    """Every requirement that the tool knows of, those that nothing was recorded for as "not run"."""
+    made = [*_integrity(contents), *_data(contents)]
+    for kind in KINDS:
+        found = contents.of(kind)
+        if kind in BY_KIND:
+            made += [row for item in found for row in BY_KIND[kind](item)]
+        if not found and kind in ABSENT:
+            made.append(_absent(kind))
+    numbers = contents.site.requirements
+    return [Row(**{**asdict(row), "site_number": numbers.get(row.id, "")}) for row in made]
+
+
+def to_json(contents: Contents, signatures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record with what a reader needs to repeat it."""
+    found, spec = rows(contents), contents.bundle.spec
+    return {
+        "schema": SCHEMA,
+        "item": {"name": spec.name, "version": spec.version, "digest": contents.bundle.digest},
+        "tool": {"name": "hscc-edge", "version": hscc_edge.__version__},
+        "rows": [asdict(row) for row in found],
+        "anomalies": [row.id for row in found if row.verdict in ("fail", "inconclusive")],
+        "not_run": [row.id for row in found if row.verdict == "not run"],
+        "repeat": [
+            {"record": item.name, "sha256": item.sha256, "command": KINDS[item.kind].command,
+             "conditions": conditions(item)}
+            for item in contents.recordings
+        ],
+        "signatures": signatures,
+    }  # fmt: skip
+
+
+def to_csv(found: list[Row]) -> str:
+    """The rows as CSV, for a requirements tool."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in found)
+    return text.getvalue()
+
+
+def conditions(recording: Recording) -> Mapping[str, Any]:
+    """Date, machine and versions that stand in a record; empty if it says none."""
+    content = recording.content if isinstance(recording.content, dict) else {}
+    found = content.get("conditions", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _integrity(contents: Contents) -> Iterator[Row]:
+    count = len(contents.bundle.files)
+    yield Row(
+        "integrity.files", "The bundle is what was made", "sha256 of every file, when the pack was made",
+        "each as in the manifest", f"{count} of {count} files", "pass", "bundle/manifest.json",
+    )  # fmt: skip
+
+
+def _data(contents: Contents) -> Iterator[Row]:
+    locks, uses = contents.of("lock"), [line for item in contents.of("uses") for line in item.content]
+    requirement = "Figures are taken on a checked and locked cohort"
+    for item in locks:
+        faults, lock = faults_of(_counted(item.content["check"])), item.content
+        overridden = f"; overridden: {lock['reason']}" if lock["overridden"] else ""
+        yield Row(
+            "data.lock", requirement, "hscc-edge cohort lock", "no fault that spoils figures",
+            f"locked on {lock['created']}, {'; '.join(faults) or 'no fault'}{overridden}", "fail" if faults else "pass",
+            item.name,
+        )  # fmt: skip
+    if not locks:
+        yield _absent("lock")
+    if uses:
+        yield Row(
+            "data.uses", "How often the test set was looked at is known", "hscc-edge validate", "none declared",
+            f"{len(uses)} uses", "reported", contents.of("uses")[0].name,
+        )  # fmt: skip
+    else:
+        yield _absent("uses")
+
+
+def _counted(check: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A lock's check with lists again where the pack's copy has counts."""
+    lists = {name: range(check[name]) for name in ("unreadable", "altered") if isinstance(check.get(name), int)}
+    return {**check, **lists}
+
+
+def _export(item: Recording) -> Iterator[Row]:
+    for precision, found in item.content.items():
+        full, agreement = precision == "fp32", found["top1_agreement"]
+        result = (
+            f"top-1 agreement {agreement:.4f} on {found['images']} images, largest difference of a logit "
+            f"{found['largest_logit_difference']:.2e}, {found['overflowed']} overflowed"
+            + ("; emulated on the CPU" if found.get("emulated") else "")
+        )
+        failed = found["overflowed"] > 0
+        yield Row(
+            f"export.{precision}", f"The ONNX graph in {precision.upper()} computes what the network does",
+            "hscc-edge export", FULL if full else "no overflow",
+            result, "fail" if failed else "pass", f"{item.name} /{precision}",
+        )  # fmt: skip
+
+
+def _validation(item: Recording) -> Iterator[Row]:
+    found = item.content
+    paired, race, test = found["comparison"], found.get("race"), KINDS["validation"].command
+    yield Row(
+        "validation.difference", "The compressed classifier decides as well as its original", test,
+        UNDECLARED, _interval("points", 100, paired["difference"], paired["low"], paired["high"]),
+        "reported", f"{item.name} /comparison",
+    )  # fmt: skip
+    if race:
+        yield Row(
+            "validation.latency", "It is faster than its original on the same runtime", test,
+            UNDECLARED, _interval("x", 1, race["speedup"], race["low"], race["high"], sign=False),
+            "reported", f"{item.name} /race",
+        )  # fmt: skip
+
+
+def _interval(unit: str, scale: float, value: float, low: float, high: float, sign: bool = True) -> str:
+    form = "+.2f" if sign else ".2f"
+    return f"{scale * value:{form}} {unit} (95 % interval {scale * low:{form}} to {scale * high:{form}})"
+
+
+def _gate(item: Recording) -> Iterator[Row]:
+    for index, line in enumerate(item.content["lines"]):
+        name = str(line.get("name") or line.get("check") or index)
+        yield Row(
+            f"gate.{name}", str(line.get("requirement") or line.get("text") or name), KINDS["gate"].command,
+            str(line.get("limit") or line.get("criterion") or "as in gate.toml"),
+            str(line.get("found") or line.get("result") or line.get("sentence") or ""),
+            str(line.get("verdict", "")).lower(), f"{item.name} /lines/{index}",
+        )  # fmt: skip
+
+
+def _reported(item: Recording) -> Iterator[Row]:
+    kind = KINDS[item.kind]
+    yield Row(
+        f"{item.kind}.result",
+        kind.title,
+        kind.command,
+        UNDECLARED,
+        "recorded",
+        "reported",
+        item.name,
+    )
+
+
+ABSENT = ("validation", "gate", "robustness", "bench", "calibration", "ood", "export", "build", "doctor", "packages")
+BY_KIND = {
+    "export": _export, "validation": _validation, "gate": _gate, "robustness": _reported, "bench": _reported,
+    "calibration": _reported, "ood": _reported, "build": _reported, "doctor": _reported, "packages": _reported,
+}  # fmt: skip
+
+
+def _absent(kind: str) -> Row:
+    found = KINDS[kind]
+    return Row(f"{kind}.result", found.title, found.command, "", "nothing was recorded", "not run", "")
