@@ -54,15 +54,23 @@ def _gpu_clock(root: Path) -> Finding:
     now = read_number(node / "cur_freq")
     text = f"{_mhz(now)} now, up to {_mhz(highest)}" if now is not None else f"up to {_mhz(highest)}"
     if available and highest < max(available):
-        return Finding(
-            "GPU clock",
-            "warning",
-            f"{text} of the {_mhz(max(available))} that it could",
-            "choose a stronger power mode (above); if it is the strongest, restart: something lowered max_freq by hand",
-        )
+        text += f" of the {_mhz(max(available))} that it could"
+        limit = _mode_limit(root)
+        allowed = [clock for clock in available if limit is not None and clock <= limit]
+        if allowed and highest >= max(allowed):
+            return Finding("GPU clock", "ok", f"{text}, as the power mode has it")
+        advice = "something lowered max_freq below what the power mode allows: restart, and if it comes back look for what does"
+        return Finding("GPU clock", "warning", text, advice)
     lowest = read_number(node / "min_freq")
     varies = lowest is not None and lowest < highest
     return Finding("GPU clock", "ok", text + (", varies with load (sudo jetson_clocks to measure)" if varies else ""))
+
+
+def _mode_limit(root: Path) -> float | None:
+    """What the power mode that is set allows the GPU's clock, Hz; None if that is not to be read."""
+    number = current_number(read_text(root / "var/lib/nvpmodel/status"))
+    modes = read_modes(read_text(root / "etc/nvpmodel.conf"))
+    return next((mode.gpu_hz for mode in modes if mode.number == number), None)
 
 
 def gpu_nodes(root: Path) -> Iterator[Path]:
