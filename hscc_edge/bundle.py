@@ -2,7 +2,7 @@
 
     LICENSE  manifest.json (sha256 of every other file)
     configs/{metadata,inference,hscc}.json
-    models/{model.safetensors,model.onnx,model.fp16.onnx}  reports/
+    models/{model.safetensors,model.onnx,model.fp16.onnx,model.int8.onnx}  reports/
     models/source.onnx, if the network was imported: its graph without the weights
 
 `configs/hscc.json` is the `Spec`. The bundle's digest is the sha256 of `manifest.json`, hence of everything in it.
@@ -34,6 +34,7 @@ LICENSE_TEXT = (
 MISSING_FILE = {
     "models/model.onnx": "run hscc-edge export first",
     "models/model.fp16.onnx": "run hscc-edge export --precision fp16 first",
+    "models/model.int8.onnx": "run hscc-edge export --precision int8 first",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +12,18 @@ from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from hscc_edge.bundle import Bundle
+    from hscc_edge.cli.exported import Wanted
 
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle to add ONNX files to.")],
     cohort: Annotated[Path | None, typer.Option(help="Cohort whose test images prove the graphs.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, or both.")] = "fp32,fp16",
+    precision: Annotated[str, typer.Option(help="Some of fp32, fp16 and int8.")] = "fp32,fp16",
     images: Annotated[int, typer.Option(help="Images to compare on.")] = 64,
+    calibration: Annotated[int, typer.Option(help="Train images that give the ranges of FP16 and INT8.")] = 128,
+    range_: Annotated[str, typer.Option("--range", help="percentile, entropy, mse or min-max.")] = "percentile",
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that INT8 may lose on the val split.")] = 0.5,
     dropin: Annotated[
         Path | None, typer.Option(help="Of an imported bundle: new ONNX file to use in place of the original model.")
     ] = None,
@@ -31,18 +31,19 @@ def export(
 ) -> None:
     """Write ONNX graphs into the bundle, each compared with the torch network on real images; FP32 always among them.
 
+    A node whose values or weights do not fit FP16 stays in FP32. INT8 leaves in FP16 what it must to keep --max-drop.
+
     Example: hscc-edge export small --cohort cohort --precision fp32,fp16
+    Example: hscc-edge export small --cohort cohort --precision int8 --max-drop 0.5 --range mse
     Example: hscc-edge export small --dropin small.onnx
     """
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.runtime import check_precision
+    from hscc_edge.cli.exported import Wanted, check_wanted
 
-    output, wanted = Output(as_json), list(dict.fromkeys(name.strip() for name in precision.split(",")))
-    for name in wanted:
-        check_precision(name)
-    wanted = ["fp32", *(name for name in wanted if name != "fp32")]
-    if images < 1:
-        raise InputError(f"--images is {images}: expected 1 or more")
+    output = Output(as_json)
+    names = tuple(dict.fromkeys(("fp32", *(name.strip() for name in precision.split(",")))))
+    wanted = Wanted(names, images, calibration, range_, max_drop)
+    check_wanted(wanted)
     if cohort is None and dropin is None:
         raise InputError("nothing to export was named: give --cohort for the bundle's own graphs, or --dropin, or both")
     found = read_bundle(bundle)
@@ -50,7 +51,7 @@ def export(
     if dropin is not None:
         result["dropin"] = _dropin(output, found, dropin)
     if cohort is not None:
-        result |= _into_bundle(output, found, cohort, wanted, images)
+        result |= _into_bundle(output, found, cohort, wanted)
     output.result(result)
 
 
@@ -67,12 +68,13 @@ def _dropin(output: Output, bundle: Bundle, path: Path) -> dict[str, Any]:
     return facts
 
 
-def _into_bundle(output: Output, found: Bundle, cohort: Path, wanted: list[str], images: int) -> dict[str, Any]:
+def _into_bundle(output: Output, found: Bundle, cohort: Path, wanted: Wanted) -> dict[str, Any]:
     from hscc_edge.bundle import add_files
+    from hscc_edge.cli.exported import graphs
     from hscc_edge.data.cohort import read_cohort
 
-    with output.progress("export", 1 + len(wanted)) as advance:
-        files, report = _graphs(found, read_cohort(cohort).select("test"), wanted, images, advance)
+    with output.progress("export", 1 + len(wanted.precisions)) as advance:
+        files, report = graphs(found, read_cohort(cohort), wanted, advance)
     files["reports/export.json"] = (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
     written = add_files(found, files)
     rows = [
@@ -85,44 +87,19 @@ def _into_bundle(output: Output, found: Bundle, cohort: Path, wanted: list[str],
         ("precision", "bytes", "top-1 agreement", "largest logit difference", "overflowed", "measured by"),
         rows,
     )
+    for name, entry in report.items():
+        _say_kept(output, name, entry)
     return {"digest": written.digest, "precision": report}
 
 
-def _graphs(
-    bundle: Bundle, cohort: Any, wanted: list[str], images: int, advance: Any
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    import tempfile
-
-    from hscc_edge.export import onnx, parity, precision
-    from hscc_edge.model.load import load_network
-    from hscc_edge.runtime import PRECISIONS
-    from hscc_edge.runtime.eager import EagerRuntime
-    from hscc_edge.runtime.ort import OrtRuntime
-
-    eager = EagerRuntime(bundle, threads=2)
-    full = onnx.export_onnx(load_network(bundle), bundle.spec.input_shape)
-    advance()
-    files, report = {PRECISIONS["fp32"]: full}, {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in wanted:
-            path = Path(scratch) / f"{name}.onnx"
-            path.write_bytes(full if name == "fp32" else precision.emulated_fp16(full))
-            found = parity.parity(eager, OrtRuntime(path, threads=2), _images(bundle, cohort, images), name == "fp16")
-            if name == "fp32":
-                parity.require_parity(found)
-            else:
-                files[PRECISIONS[name]] = precision.to_fp16(full)
-            report[name] = {**found.to_json(), "bytes": len(files[PRECISIONS[name]])}
-            advance()
-    return files, report
-
-
-def _images(bundle: Bundle, cohort: Any, count: int) -> Iterator[NDArray[np.float32]]:
-    from hscc_edge.data.case import firsts, stream, whole
-    from hscc_edge.data.preprocess import parse_preprocess
-    from hscc_edge.data.subset import choose
-
-    preprocess = parse_preprocess(bundle.spec.preprocess)
-    pool = firsts(cohort, preprocess)
-    chosen = whole(choose(pool, min(count, len(pool.instances)), seed=0), cohort, preprocess)
-    return (image for _, image in stream(chosen, preprocess))
+def _say_kept(output: Output, name: str, entry: dict[str, Any]) -> None:
+    """Which nodes have not the precision that was asked for, and why."""
+    if name == "int8":
+        contract = entry["contract"]
+        output.say(
+            f"int8: {entry['quantised']} of {entry['nodes']} nodes that multiply; {entry['drop']:.2f} points lost and "
+            f"KL {entry['kl']:.4f} on {contract['images']} images of {contract['split']}"
+        )
+    for kind, words in (("left", "stays in FP16"), ("full", "stays in FP32")):
+        for node, reason in entry.get(kind, {}).items():
+            output.say(f"{name}: {node} {words}: {reason}")
