@@ -59,7 +59,7 @@ def _gpu_clock(root: Path) -> Finding:
         allowed = [clock for clock in available if limit is not None and clock <= limit]
         if allowed and highest >= max(allowed):
             return Finding("GPU clock", "ok", f"{text}, as the power mode has it")
-        advice = "something lowered max_freq below what the power mode allows: restart, and if it comes back look for what does"
+        advice = "something lowered max_freq below what the power mode allows: restart, and if it stays find what does"
         return Finding("GPU clock", "warning", text, advice)
     lowest = read_number(node / "min_freq")
     varies = lowest is not None and lowest < highest
