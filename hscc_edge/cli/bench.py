@@ -55,6 +55,8 @@ def bench(
     if layers is not None:
         if bundle is not None or out is None:
             raise InputError("--layers times a directory of candidates: give --out TABLE with it, and no bundle")
+        if precision != "fp32":
+            raise InputError(f"--precision is {precision}: candidates are FP32 graphs; leave it out with --layers")
         _time_layers(output, layers, runtime, threads, out)
         return
     if bundle is None:

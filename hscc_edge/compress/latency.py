@@ -62,14 +62,18 @@ class Table:
         return self.machine not in ("", machine_facts()["machine"])
 
     def apply(self, proposal: LayerwiseProposal) -> LayerwiseProposal:
-        """The same proposal, every option with its time; options of a family that was not timed are left out."""
+        """The same proposal, every option with its time; options of a family that was not timed are left out.
+
+        The fixed part is what the dense network takes beyond its layers' sum. It is below zero where a layer alone
+        pays for what it does not pay for in a network: the call, and bringing its maps into the runtime's layout.
+        """
         found = {}
         for name, entry in proposal.candidates.items():
             timed = [self._timed(name, option) for option in entry.options]
             options = tuple(option for option in timed if not math.isnan(option.latency_ms))
             if options and options[0].structure == "dense":
                 found[name] = Candidates(options, entry.build)
-        fixed = max(self.dense_ms - sum(entry.options[0].latency_ms for entry in found.values()), 0.0)
+        fixed = self.dense_ms - sum(entry.options[0].latency_ms for entry in found.values())
         return dataclasses.replace(proposal, candidates=found, fixed_latency_ms=fixed)
 
     def _timed(self, name: str, option: Option) -> Option:

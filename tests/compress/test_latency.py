@@ -1,8 +1,11 @@
 """Milliseconds: tables keep their order, graphs of layers are the layers, and a budget is met when measured."""
 
+import dataclasses
 import json
 import math
+import shutil
 
+import commandline
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,13 +13,15 @@ import torch
 from small import prepared, small_network, smooth_images
 from torch import nn
 
-from hscc_edge.compress import METHODS, latency
+from hscc_edge.compress import METHODS, job, latency
 from hscc_edge.compress.allocate import Budget
+from hscc_edge.compress.candidates import write_candidates
 from hscc_edge.compress.layer_graph import layer_graph
 from hscc_edge.compress.problem import dense_option, layer_plan
 from hscc_edge.errors import BudgetError, ConfigError
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.model.layers import factorised
+from hscc_edge.validate import layer_times
 
 ALL = ("one-region", "shared-reduce", "own-factors", "separable", "tucker-2", "clustered")
 
@@ -49,7 +54,8 @@ def test_a_layer_s_graph_computes_the_layer(found, structure):
 def test_every_option_is_timed_and_more_flops_never_take_less(found, timed):
     table, _, _ = timed
     proposal = table.apply(found.proposal)
-    assert table.dense_ms > 0 and proposal.fixed_latency_ms >= 0
+    dense = [entry.options[0].latency_ms for entry in proposal.candidates.values()]
+    assert table.dense_ms > 0 and proposal.fixed_latency_ms + sum(dense) == pytest.approx(table.dense_ms)
     for name, entry in proposal.candidates.items():
         assert len(entry.options) == len(found.proposal.candidates[name].options)
         assert all(option.latency_ms > 0 and math.isfinite(option.latency_ms) for option in entry.options)
@@ -92,3 +98,59 @@ def test_alds_is_timed_by_its_numbers_of_groups_and_meets_milliseconds(found, ti
     assert families == {f"channel-groups {groups}" for groups in (2, 4, 8)}
     chosen = latency.fit(alds, table, Budget("latency", 2.0 * table.dense_ms, "ms"), dense, image)
     assert chosen.latency_ms <= 2.0 * table.dense_ms and all(layer.latency_ms for layer in chosen.plan.layers[:2])
+
+
+@pytest.fixture(scope="module")
+def folder(found, timed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("candidates") / "layers"
+    index = write_candidates(out, found.problem, found.proposal, timed[1], timed[2].shape)
+    return out, index
+
+
+def test_candidates_timed_elsewhere_give_the_same_table(found, timed, folder, tmp_path, monkeypatch, capsys):
+    out, index = folder
+    assert layer_times.read_index(out) == index
+    words = ["bench", "--layers", out, "--out", tmp_path / "table.json", "--json"]
+    code, printed, _ = commandline.run(monkeypatch, capsys, *words)
+    raw = json.loads((tmp_path / "table.json").read_text())
+    assert code == 0 and json.loads(printed) == raw
+    table = latency.read_table(raw)
+    shape = {layer: {name: [cost for cost, _ in points] for name, points in item.items()}
+             for layer, item in table.times.items()}  # fmt: skip
+    assert shape == {layer: {name: [cost for cost, _ in points] for name, points in item.items()}
+                     for layer, item in timed[0].times.items()}  # fmt: skip
+    assert table.network == timed[0].network == layer_times.digest(timed[1]) and not table.foreign
+
+
+def test_a_table_of_another_machine_plans_and_measures_nothing(found, timed):
+    table, _, image = timed
+    there = dataclasses.replace(table, machine="Linux aarch64, a Jetson, 6 cores")
+    chosen = latency.fit(found.proposal, there, Budget("latency", 0.8 * table.dense_ms, "ms"), b"no graph", image)
+    assert chosen.predicted_ms <= 0.8 * table.dense_ms and chosen.measured_ms is chosen.latency_ms is None
+    assert chosen.speedup == pytest.approx(table.dense_ms / chosen.predicted_ms)
+
+
+def test_a_table_of_another_network_is_refused(timed, tmp_path):
+    table, dense, _ = timed
+    table.write(tmp_path / "table.json")
+    assert job.read_table_file(tmp_path / "table.json", dense) == table
+    with pytest.raises(ConfigError, match="another dense network"):
+        job.read_table_file(tmp_path / "table.json", dense + b"0")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda raw: raw.update(version=2), "version 2"),
+        (lambda raw: raw.update(network="0" * 64), "is not the network"),
+        (lambda raw: raw["layers"][0]["candidates"][0].update(file="../x.onnx"), "outside the directory"),
+        (lambda raw: raw.pop("layers"), "malformed"),
+    ],
+)
+def test_a_directory_that_was_altered_is_refused(folder, tmp_path, change, match):
+    raw = json.loads((folder[0] / "index.json").read_text())
+    change(raw)
+    (tmp_path / "index.json").write_text(json.dumps(raw))
+    shutil.copy(folder[0] / "dense.onnx", tmp_path)
+    with pytest.raises(ConfigError, match=match):
+        layer_times.read_index(tmp_path)

@@ -1,4 +1,4 @@
-"""`bench`: what is measured is named and what is not as well; percentiles against their definition; layers' own times."""
+"""`bench`: what was not measured is named; percentiles against their definition; every node's time has its layer."""
 
 import json
 import math
@@ -158,7 +158,7 @@ def test_a_bench_holds_all_that_makes_it_reproducible(found, phantom):
     (single,) = facts["outcomes"]
     assert all(len(side["samples_ms"]) == side["samples"] for side in single["sides"]) and len(single["sides"]) == 2
     assert all(start["process_s"] > start["load_s"] > 0 for start in facts["start_up"])
-    assert [row["name"] for row in facts["profiles"]["layers"]][0] == "features.0"
+    assert facts["profiles"]["layers"][0]["name"] == "features.0"
     assert "a GPU: not run" in facts["not_run"]
     text = json.dumps(facts)
     assert not any(secret in text for item in phantom.instances for secret in (item.patient, item.sop))
@@ -199,6 +199,7 @@ def test_the_verb_prints_one_object_and_names_what_it_did_not_run(dense, tmp_pat
         (["bench", "x", "--threads", "0"], "--threads is 0"),
         (["bench", "--layers", "x"], "give --out TABLE"),
         (["bench", "--layers", "x", "--out", "t.json", "--runtime", "eager"], "candidates are timed by ort"),
+        (["bench", "--layers", "x", "--out", "t.json", "--precision", "fp16"], "candidates are FP32 graphs"),
         (["bench", "--layers", "x", "--out", "t.json"], "holds no index.json"),
     ],
 )
