@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.cli.output import Advance, JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hscc_edge.bundle import Bundle
+    from hscc_edge.export.builder import BuildOptions
+    from hscc_edge.runtime.engines import EngineFacts
 
 TIMED = ("trt", "ort")
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(help="Exported bundle.")],
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp16",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp16",
+    cohort: Annotated[
+        Path | None, typer.Option(help="Cohort whose test images verify the engine; without, it is not activated.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images to verify on.")] = 64,
     cache: Annotated[Path | None, typer.Option(help="Engine directory; ~/.cache/hscc_edge/engines by default.")] = None,
     max_batch: Annotated[int, typer.Option(help="Largest batch the engine takes.")] = 8,
+    best_batch: Annotated[int, typer.Option(help="Batch that kernels are chosen for.")] = 1,
+    workspace_mib: Annotated[int, typer.Option(help="Memory that a kernel may use beside weights and data.")] = 1024,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Also runs on later TensorRT; may be slower.")
+    ] = False,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Weights of the same plan can be swapped in without a build.")
+    ] = False,
+    dla: Annotated[int | None, typer.Option(help="Core of the deep learning accelerator, in place of the GPU.")] = None,
+    power_mode: Annotated[
+        str | None, typer.Option(help="What the power mode is called; a Jetson's own by default.")
+    ] = None,
     on: Annotated[
         str | None, typer.Option(help="Build on another machine: ssh://user@host[:port][/path/of/its/hscc-edge].")
     ] = None,
@@ -31,72 +52,134 @@ def build(
     keep: Annotated[bool, typer.Option("--keep", help="With --on: leave the files that were sent there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Build a TensorRT engine from the bundle's ONNX file, on the machine that will run it.
+    """Build a TensorRT engine on the machine that will run it, verify it on real images, and activate it.
 
     With --on the bundle is sent there, its own hscc-edge builds and times it, and the engine stays in its cache.
 
-    Example: hscc-edge build small --precision fp16
+    Example: hscc-edge build small --precision fp16 --cohort cohort
     Example: hscc-edge build small --on ssh://hscc@jetson
     """
     from hscc_edge.bundle import read_bundle
-    from hscc_edge.export.devices import detect, require_supported
-    from hscc_edge.export.engine import build_engine
-    from hscc_edge.runtime import PRECISIONS, check_precision
-    from hscc_edge.runtime.engines import cache_directory
+    from hscc_edge.export.builder import BuildOptions, check_options
+    from hscc_edge.runtime import check_precision
 
-    output = Output(as_json)
     check_precision(precision)
-    if not 1 <= max_batch <= 1024:
-        raise InputError(f"--max-batch is {max_batch}: expected 1 to 1024")
+    options = BuildOptions(best_batch, workspace_mib, version_compatible, refittable, dla, power_mode or "")
+    check_options(options, max_batch)
+    if images < 1:
+        raise InputError(f"--images is {images}: expected 1 or more")
     if keep and on is None:
         raise InputError("--keep was given without --on: expected both, for a build on another machine")
-    found = read_bundle(bundle)
-    if on is not None:
-        output.result(_there(output, found, on, Wanted(precision, cache, max_batch, seconds, keep)))
-        return
-    require_supported(detect())
-    content = found.path(PRECISIONS[precision]).read_bytes()
-    facts = build_engine(
-        content,
-        precision=precision,
-        shape=found.spec.input_shape,
-        max_batch=max_batch,
-        cache=cache or cache_directory(),
-    )
-    output.say(f"engine {facts.path}: {facts.builder} {facts.version}, {facts.bytes:,} bytes, {facts.seconds:.1f} s")
-    output.say(f"{facts.half_layers} of {facts.layers} layers FP16; {facts.note}")
-    output.result(facts.to_json())
+    wanted = Wanted(precision, cohort, images, cache, max_batch, options)
+    output, found = Output(as_json), read_bundle(bundle)
+    output.result(_here(output, found, wanted) if on is None else _there(output, found, on, wanted, seconds, keep))
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What another machine is asked to build, and how long to time it."""
+    """What is to be built, here or on another machine."""
 
     precision: str
+    cohort: Path | None
+    images: int
     cache: Path | None
     max_batch: int
-    seconds: float
-    keep: bool
+    options: BuildOptions
 
-    def verbs(self) -> list[list[str]]:
-        """The build, then the benchmark of the engine and, beside it, of the machine's CPU."""
-        words = ["build", "bundle", "--precision", self.precision, "--max-batch", str(self.max_batch)]
-        words += ["--cache", str(self.cache)] if self.cache is not None else []
-        timed = ["bench", "bundle", "--precision", self.precision, "--seconds", str(self.seconds), "--runtime"]
-        return [words, *([*timed, runtime] for runtime in TIMED if self.seconds > 0)]
+    def words(self) -> list[str]:
+        """The verb and its arguments, for a machine on which the bundle is called "bundle"."""
+        given = self.options
+        values = {
+            "precision": self.precision, "max-batch": self.max_batch, "best-batch": given.best_batch,
+            "workspace-mib": given.workspace_mib, "images": self.images, "dla": given.dla, "cache": self.cache,
+            "cohort": self.cohort, "power-mode": given.power_mode or None,
+        }  # fmt: skip
+        flags = {"version-compatible": given.version_compatible, "refittable": given.refittable}
+        pairs = ((f"--{name}", str(value)) for name, value in values.items() if value is not None)
+        switches = (f"--{name}" for name, is_set in flags.items() if is_set)
+        return ["build", "bundle", *(word for pair in pairs for word in pair), *switches]
 
 
-def _there(output: Output, bundle: Bundle, url: str, wanted: Wanted) -> dict[str, Any]:
+def _here(output: Output, bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
+    from hscc_edge.export.devices import detect, require_supported
+    from hscc_edge.export.engine import build_engine
+    from hscc_edge.power_mode import current_name
+    from hscc_edge.runtime import PRECISIONS
+    from hscc_edge.runtime.engines import cache_directory
+
+    require_supported(detect())
+    options, cache = wanted.options, wanted.cache or cache_directory()
+    facts = build_engine(
+        bundle.path(PRECISIONS[wanted.precision]).read_bytes(),
+        precision=wanted.precision, shape=bundle.spec.input_shape, max_batch=wanted.max_batch, cache=cache,
+        options=replace(options, power_mode=options.power_mode or current_name()),
+    )  # fmt: skip
+    output.say(
+        f"engine {facts.path}: {facts.builder} {facts.version}, {facts.bytes:,} bytes, "
+        + ("taken from the cache" if facts.reused else f"{facts.seconds:.1f} s")
+    )
+    output.say(f"{facts.half_layers} of {facts.layers} layers FP16; {facts.note}")
+    if facts.dla is not None:
+        _tell_fallbacks(output, facts)
+    verified, reason = _verify(output, bundle, facts, wanted, cache)
+    output.say(reason, style="green" if verified.parity else "yellow")
+    return {**verified.to_json(), "reused": facts.reused, "active": verified.parity is not None, "activation": reason}
+
+
+def _tell_fallbacks(output: Output, facts: EngineFacts) -> None:
+    count = len(facts.dla_fallbacks)
+    output.say(f"{count} layers fell back from DLA {facts.dla} to the GPU; why: {Path(facts.path).with_suffix('.log')}")
+    for name in facts.dla_fallbacks:
+        output.say(f"  {name}")
+
+
+def _verify(output: Output, bundle: Bundle, facts: EngineFacts, wanted: Wanted, cache: Path) -> tuple[EngineFacts, str]:
+    """The facts after verification, and what became of the engine; it is activated if it passed."""
+    from hscc_edge.export.verification import verify_engine
+    from hscc_edge.runtime import PRECISIONS
+    from hscc_edge.runtime.engines import activate
+    from hscc_edge.runtime.nvidia import gpu_name
+
+    if gpu_name() is None:
+        return facts, "not verified: no GPU; not activated"
+    if wanted.cohort is None:
+        return facts, "not verified: no --cohort was given; not activated"
+    with output.progress("verify") as advance:
+        found = _images(bundle, wanted.cohort, wanted.images, advance)
+        verified = verify_engine(Path(facts.path), bundle.path(PRECISIONS[wanted.precision]), found)
+    activate(cache, bundle, verified)
+    return verified, f"verified on {len(found)} images, and active"
+
+
+def _images(bundle: Bundle, place: Path, count: int, advance: Advance) -> list[NDArray[np.float32]]:
+    """Up to `count` inputs of the test split, spread evenly over it."""
+    from hscc_edge.data.case import inputs_of, load
+    from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.data.preprocess import parse_preprocess
+
+    cohort, preprocess = read_cohort(place).select("test"), parse_preprocess(bundle.spec.preprocess)
+    inputs = inputs_of(cohort, preprocess)
+    step, found = max(len(inputs) // count, 1), []
+    for items in inputs[::step][:count]:
+        found.append(load(cohort, items, preprocess))
+        advance()
+    return found
+
+
+def _there(output: Output, bundle: Bundle, url: str, wanted: Wanted, seconds: float, keep: bool) -> dict[str, Any]:
     """The facts of an engine that the machine at `url` built of the very same ONNX file, and its benchmarks."""
     from hscc_edge.errors import RemoteError
     from hscc_edge.export.remote import parcel, parse_host, run_there
     from hscc_edge.runtime import PRECISIONS
 
-    if wanted.cache is not None and not wanted.cache.is_absolute():
-        raise InputError(f"--cache is {wanted.cache}: expected an absolute path, on the machine that --on names")
+    for name, place in (("cache", wanted.cache), ("cohort", wanted.cohort)):
+        if place is not None and not place.is_absolute():
+            raise InputError(f"--{name} is {place}: expected an absolute path, on the machine that --on names")
     host, graph = parse_host(url), PRECISIONS[wanted.precision]
     output.say(f"building on {host.address}: minutes on a small device")
-    visit = run_there(host, parcel(bundle, [graph]), wanted.verbs(), needed=1, keep=wanted.keep)
+    bench = ["bench", "bundle", "--precision", wanted.precision, "--seconds", str(seconds), "--runtime"]
+    verbs = [wanted.words(), *([*bench, runtime] for runtime in TIMED if seconds > 0)]
+    visit = run_there(host, parcel(bundle, [graph]), verbs, needed=1, keep=keep)
     facts = visit.content(0)
     if facts.get("onnx_sha256") != bundle.files[graph]:
         raise RemoteError(f"{host.address} built an engine of another ONNX file than {graph}: build again")

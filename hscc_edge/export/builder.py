@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hscc_edge.errors import EngineError
+from hscc_edge.errors import EngineError, InputError
 
 RTX_CAPABILITIES = ("SM86", "SM89", "SM120")
 
@@ -38,6 +38,28 @@ class BuildOptions:
     dla: int | None = None
     power_mode: str = ""
     least_share: float = 0.5
+
+
+def check_options(options: BuildOptions, max_batch: int) -> None:
+    """Refuse options that are out of their range on any machine.
+
+    Raises:
+        InputError: if one is.
+    """
+    ranges = {
+        "max_batch": (max_batch, 1, 1024), "workspace_mib": (options.workspace_mib, 1, 1 << 20),
+        "best_batch": (options.best_batch, 1, max_batch), "least_share": (options.least_share, 0.0, 1.0),
+    }  # fmt: skip
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}: expected {low} to {high}")
+    if options.dla is not None and options.dla < 0:
+        raise InputError(f"dla is {options.dla}: expected the number of a core, 0 or more")
+    if options.dla is not None and options.best_batch not in (1, max_batch):
+        raise InputError(
+            f"best_batch is {options.best_batch} for a DLA, which takes batches of exactly max_batch ({max_batch}): "
+            "leave it out"
+        )
 
 
 def open_builder(trt: Any, log: Any) -> Any:

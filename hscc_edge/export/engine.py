@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hscc_edge import durable
-from hscc_edge.errors import EngineError, InputError
+from hscc_edge.errors import EngineError
 from hscc_edge.export.builder import (
     BuildOptions,
+    check_options,
     configure,
     fallbacks,
     load_timing,
@@ -55,7 +56,7 @@ def build_engine(
         StorageError: if `cache` cannot be written.
     """
     options = options or BuildOptions()
-    _check(options, max_batch)
+    check_options(options, max_batch)
     trt, gpu = load_tensorrt(), gpu_name()
     log = logger(trt)
     builder = open_builder(trt, log)
@@ -86,21 +87,6 @@ def build_engine(
     )  # fmt: skip
     write_engine(facts, plan)
     return facts
-
-
-def _check(options: BuildOptions, max_batch: int) -> None:
-    ranges = {
-        "max_batch": (max_batch, 1, 1024), "workspace_mib": (options.workspace_mib, 1, 1 << 20),
-        "best_batch": (options.best_batch, 1, max_batch), "least_share": (options.least_share, 0.0, 1.0),
-    }  # fmt: skip
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InputError(f"{name} is {value}: expected {low} to {high}")
-    if options.dla is not None and options.best_batch not in (1, max_batch):
-        raise InputError(
-            f"best_batch is {options.best_batch} for a DLA, which takes batches of exactly max_batch ({max_batch}): "
-            "leave it out"
-        )
 
 
 def _intact(path: Path) -> EngineFacts | None:

@@ -44,14 +44,26 @@ def parity(reference: Runtime, other: Runtime, images: Iterable[NDArray[np.float
     Raises:
         ExportError: if there is no image, or the reference gives a logit that is not finite.
     """
+    pairs = ((reference.infer(image[None])[0], other.infer(image[None])[0]) for image in images)
+    return compare_logits(pairs, reference.name, emulated)
+
+
+def compare_logits(
+    pairs: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], reference: str, emulated: bool = False
+) -> Parity:
+    """Compare the logits (n,) that a reference and another gave to each image.
+
+    Args:
+        reference: its name, for messages.
+
+    Raises:
+        ExportError: if there is no image, or the reference gives a logit that is not finite.
+    """
     agreed, count, overflowed, difference, scale = 0, 0, 0, 0.0, 0.0
-    for image in images:
-        first, second = reference.infer(image[None]), other.infer(image[None])
+    for first, second in pairs:
         count += 1
         if not np.isfinite(first).all():
-            raise ExportError(
-                f"{reference.name} gives image {count} a logit that is not finite: train the network anew"
-            )
+            raise ExportError(f"{reference} gives image {count} a logit that is not finite: train the network anew")
         scale = max(scale, float(np.abs(first).max()))
         if not np.isfinite(second).all():
             overflowed += 1

@@ -38,7 +38,13 @@ class Runtime(Protocol):
 
 
 def open_runtime(
-    bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", threads: int = 1, cache: Path | None = None
+    bundle: Bundle,
+    kind: str = "ort",
+    *,
+    precision: str = "fp32",
+    threads: int = 1,
+    cache: Path | None = None,
+    unverified: bool = False,
 ) -> Runtime:
     """Open a bundle's classifier.
 
@@ -48,6 +54,7 @@ def open_runtime(
         precision: fp32, fp16 or int8: which of the bundle's ONNX files.
         threads: of the CPU runtimes.
         cache: where trt finds its engine; `engines.cache_directory` by default.
+        unverified: trt takes the newest engine, active or not, and its name says so: to measure, never to serve.
 
     Raises:
         InputError: if the kind or precision is unknown, or this ONNX Runtime has no such provider.
@@ -64,7 +71,7 @@ def open_runtime(
         case "ort" | "ort-cuda" | "ort-tensorrt":
             return _open_ort(bundle.path(PRECISIONS[precision]), kind, precision, threads)
         case "trt":
-            return _open_trt(bundle, precision, cache)
+            return _open_trt(bundle, precision, cache, unverified)
     raise InputError(f"the runtime {kind!r} is unknown: expected one of {', '.join(RUNTIMES)}")
 
 
@@ -80,15 +87,17 @@ def _open_ort(path: Path, kind: str, precision: str, threads: int) -> Runtime:
     return OrtRuntime(path, threads, provider)
 
 
-def _open_trt(bundle: Bundle, precision: str, cache: Path | None) -> Runtime:
-    from hscc_edge.runtime.engines import cache_directory, open_active
+def _open_trt(bundle: Bundle, precision: str, cache: Path | None, unverified: bool) -> Runtime:
+    from hscc_edge.runtime.engines import cache_directory, find_engine, open_active
     from hscc_edge.runtime.nvidia import load_cuda, local_host, require_gpu
     from hscc_edge.runtime.trt import TrtRuntime
 
     graph = bundle.path(PRECISIONS[precision])
     require_gpu(load_cuda())
-    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
-    return TrtRuntime(*open_active(bundle, precision, digest, cache or cache_directory(), local_host()))
+    place, host, digest = cache or cache_directory(), local_host(), hashlib.sha256(graph.read_bytes()).hexdigest()
+    if unverified:
+        return TrtRuntime(*find_engine(place, digest, precision, host))
+    return TrtRuntime(*open_active(bundle, precision, digest, place, host))
 
 
 def check_precision(precision: str) -> None:

@@ -145,11 +145,11 @@ def read_engine(path: Path) -> EngineFacts:
     Raises:
         EngineError: if it is missing, altered, or no engine of this package.
     """
-    return _read(path)[0]
+    return open_engine(path)[0]
 
 
-def _read(path: Path) -> tuple[EngineFacts, bytes]:
-    """Facts and bytes, of one reading, so that what was checked is what is opened."""
+def open_engine(path: Path) -> tuple[EngineFacts, bytes]:
+    """As `read_engine`, with the bytes that were checked, so that they are what is opened."""
     try:
         found = _parse_facts(json.loads(path.with_suffix(".json").read_bytes()), path)
         plan = path.read_bytes()
@@ -203,7 +203,7 @@ def open_active(bundle: Bundle, precision: str, onnx_sha256: str, cache: Path, h
     advice, history = BUILD.format(precision), _history(cache, bundle.digest, precision)
     if not history:
         raise EngineError(f"{cache} holds no active {precision} engine of the bundle {bundle.root}: {advice}")
-    facts, plan = _read(engine_path(cache, history[-1]["key"]))
+    facts, plan = open_engine(engine_path(cache, history[-1]["key"]))
     if facts.sha256 != history[-1]["sha256"] or facts.parity is None:
         raise EngineError(f"the engine {facts.path} was built anew and not verified since: {advice}")
     if (facts.onnx_sha256, facts.precision) != (onnx_sha256, precision):
@@ -213,6 +213,21 @@ def open_active(bundle: Bundle, precision: str, onnx_sha256: str, cache: Path, h
     if facts.power_mode and host.power_mode and facts.power_mode != host.power_mode:
         LOG.warning("event=power_mode_changed engine=%s built_in=%s", facts.key, facts.power_mode)
     return facts, plan
+
+
+def find_engine(cache: Path, onnx_sha256: str, precision: str, host: Host) -> tuple[EngineFacts, bytes]:
+    """The newest engine of a graph that runs on `host`, verified or not: to measure it, never to serve it.
+
+    Raises:
+        EngineError: if there is none.
+    """
+    for item in reversed(list_engines(cache)):
+        facts = item.facts
+        if facts is None or (facts.onnx_sha256, facts.precision) != (onnx_sha256, precision):
+            continue
+        if not misfit(facts, host):
+            return open_engine(Path(facts.path))
+    raise EngineError(f"{cache} holds no {precision} engine of this bundle that runs here: {BUILD.format(precision)}")
 
 
 def activate(cache: Path, bundle: Bundle, facts: EngineFacts) -> None:

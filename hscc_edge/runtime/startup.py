@@ -34,14 +34,16 @@ class Started:
         return {"runtime": self.runtime.name, **times, "warm_inference_ms": self.warm_inference_ms}
 
 
-def timed_open(bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", threads: int = 1) -> Started:
+def timed_open(
+    bundle: Bundle, kind: str = "ort", *, precision: str = "fp32", threads: int = 1, unverified: bool = False
+) -> Started:
     """Open a bundle's runtime as `open_runtime` does, and run an image of zeros through it twice.
 
     Raises:
         HsccError: as `open_runtime` and `infer` do; the runtime is closed then.
     """
     begun = time.perf_counter()
-    runtime = open_runtime(bundle, kind, precision=precision, threads=threads)
+    runtime = open_runtime(bundle, kind, precision=precision, threads=threads, unverified=unverified)
     load_s = time.perf_counter() - begun
     image = np.zeros((1, *bundle.spec.input_shape), np.float32)
     try:

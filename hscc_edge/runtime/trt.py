@@ -71,7 +71,7 @@ class TrtRuntime:
         trt, self._cuda = load_tensorrt(), load_cuda()
         require_gpu(self._cuda)
         self._log, self._lock, self._lanes = logger(trt), threading.Lock(), dict[int, Lane]()
-        self._version = f"{trt.__name__} {trt.__version__}"
+        self._name = f"{trt.__name__} {trt.__version__}" + ("" if facts.parity else ", engine not verified")
         self._capturable = not hasattr(trt, "ComputeCapability")  # RTX swaps kernels while it runs
         self._loader = trt.Runtime(self._log)
         self._loader.engine_host_code_allowed = facts.version_compatible
@@ -95,8 +95,8 @@ class TrtRuntime:
 
     @property
     def name(self) -> str:
-        """TensorRT and its version."""
-        return self._version
+        """TensorRT and its version, and whether the engine was never verified."""
+        return self._name
 
     def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, C, H, W) -> logits (B, n); B up to the engine's largest batch, padded to one of `batch_sizes`.

@@ -40,7 +40,7 @@ from pathlib import Path
 from hscc_edge.bundle import read_bundle
 from hscc_edge.runtime.startup import timed_open
 root, kind, precision, threads = sys.argv[1:]
-found = timed_open(read_bundle(Path(root)), kind, precision=precision, threads=int(threads)).to_json()
+found = timed_open(read_bundle(Path(root)), kind, precision=precision, threads=int(threads), unverified=True).to_json()
 print(json.dumps({**found, "process_s": time.perf_counter() - begun}))
 """
 
@@ -118,7 +118,8 @@ def measure(
     _check_alike(bundles)
     before, sensors = telemetry.settings(root), telemetry.find_sensors(root)
     runtimes = [
-        open_runtime(bundle, asked.runtime, precision=asked.precision, threads=asked.threads) for bundle in bundles
+        open_runtime(bundle, asked.runtime, precision=asked.precision, threads=asked.threads, unverified=True)
+        for bundle in bundles
     ]
     try:
         images = _images(candidate, cohort)
