@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm, t
 
-from hscc_edge.validate.intervals import linear_variance
-from hscc_edge.validate.resampling import LEVEL, Clusters
+from hscc_edge.validate.resampling import LEVEL, Array, Clusters
 
 HALVINGS = 60
 Counts = Any  # a float or an array of them
@@ -60,13 +59,22 @@ def pairs(first: NDArray[np.bool_], second: NDArray[np.bool_], cases: Clusters) 
 
 def design_effect(gain: NDArray[np.bool_], loss: NDArray[np.bool_], cases: Clusters) -> float:
     """By how much the variance of the difference exceeds that of independent cases; at least 1. See the module."""
-    sums = cases.sums(np.stack([gain, loss, np.ones(len(gain))], axis=1))
-    mean_size = float((sums[:, 2] ** 2).sum() / sums[:, 2].sum())
-    sums = np.concatenate([sums, [[mean_size, 0.0, mean_size], [0.0, mean_size, mean_size]]])
-    total = float(sums[:, 2].sum())
-    difference = float((sums[:, 0] - sums[:, 1]).sum()) / total
-    spread = float((sums[:, 0] + sums[:, 1]).sum()) / total - difference**2
-    return max(linear_variance(sums[:, 0] - sums[:, 1] - difference * sums[:, 2], total) * total / spread, 1.0)
+    return float(effect_of(cases.sums(np.stack([gain, loss, np.ones(len(gain))], axis=1))))
+
+
+def effect_of(sums: Array) -> Array:
+    """The design effect from every patient's gains, losses and cases, (..., patients, 3)."""
+    size = sums[..., 2]
+    mean = (size**2).sum(axis=-1) / size.sum(axis=-1)
+    none = np.zeros_like(mean)
+    added = np.stack([np.stack([mean, none, mean], axis=-1), np.stack([none, mean, mean], axis=-1)], axis=-2)
+    parts = np.concatenate([sums, added], axis=-2)
+    total, net = parts[..., 2].sum(axis=-1), parts[..., 0] - parts[..., 1]
+    difference = net.sum(axis=-1) / total
+    spread = parts[..., :2].sum(axis=(-1, -2)) / total - difference**2
+    square = ((net - difference[..., None] * parts[..., 2]) ** 2).sum(axis=-1)
+    count = parts.shape[-2]
+    return np.asarray(np.maximum(square / (total * spread) * count / (count - 1), 1.0))
 
 
 def interval(found: Pairs, level: float = LEVEL) -> tuple[float, float]:

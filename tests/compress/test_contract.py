@@ -14,12 +14,14 @@ from hscc_edge.compress.contract import Contract, cases_needed, check_contract, 
 from hscc_edge.errors import BudgetError, GateError, InputError
 from hscc_edge.model.plan import Plan, parse_plan
 from hscc_edge.validate.compare import Comparison
+from hscc_edge.validate.paired import Pairs
 
 RUN = ["compress", "{dense}", "--cohort", "{cohort}", "--images", "32"]
 
 
 def comparison(kl: float, difference: float = 0.0, low: float = 0.0, only: int = 0, cases: int = 100) -> Comparison:
-    return Comparison(difference, low, 0.0, cases, cases, only, 0, 1.0, 1.0, kl, 0.0)
+    pairs = Pairs(0, only, cases, cases)
+    return Comparison(difference, low, 0.0, cases, cases, only, 0, 1.0, 1.0, kl, 0.0, 1.0, 0, 0, 0.0, 0.0, None, pairs)
 
 
 class Tries:
