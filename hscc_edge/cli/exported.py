@@ -68,7 +68,7 @@ def graphs(
     eager, test = EagerRuntime(bundle, threads=2), cohort.select("test")
     full = export_onnx(load_network(bundle), bundle.spec.input_shape)
     advance(1, "fp32")
-    calibration = _chosen(bundle, cohort.select("train"), wanted.calibration) if len(wanted.precisions) > 1 else None
+    calibration = chosen_of(bundle, cohort.select("train"), wanted.calibration) if len(wanted.precisions) > 1 else None
     source = full if calibration is None else balance(full, stream_of(bundle, calibration))
     files: dict[str, bytes] = {}
     report: dict[str, dict[str, Any]] = {}
@@ -79,7 +79,7 @@ def graphs(
                 content, facts = _reduced(name, bundle, source, (cohort, calibration), wanted)
             path = Path(scratch) / f"{name}.onnx"
             path.write_bytes(full if name == "fp32" else emulated_fp16(content))
-            images = stream_of(bundle, _chosen(bundle, test, wanted.images))()
+            images = stream_of(bundle, chosen_of(bundle, test, wanted.images))()
             found = parity(eager, OrtRuntime(path, threads=2), images, name != "fp32")
             if name == "fp32":
                 require_parity(found)
@@ -150,7 +150,7 @@ def stream_of(bundle: Bundle, cohort: Cohort) -> Images:
     return images
 
 
-def _chosen(bundle: Bundle, cohort: Cohort, count: int) -> Cohort:
+def chosen_of(bundle: Bundle, cohort: Cohort, count: int) -> Cohort:
     """At most `count` inputs of every class alike, the same at each call."""
     from hscc_edge.data.case import firsts, whole
     from hscc_edge.data.preprocess import parse_preprocess
