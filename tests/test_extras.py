@@ -112,7 +112,7 @@ def test_the_device_extra_is_enough_to_serve(tmp_path):
     device = {name for name in MODULES if name.split(".")[1:2] in (["serve"], ["runtime"])} - {
         "hscc_edge.runtime.eager"
     }
-    more = {"hscc_edge.export.engine", "hscc_edge.validate.predict", "hscc_edge.validate.latency"}
+    more = {"hscc_edge.export.engine", "hscc_edge.validate.predict", "hscc_edge.validate.bench"}
     done = run(site, "-c", IMPORT_EACH, *sorted(device | more))
     assert done.returncode == 0, done.stderr
     assert all(line.endswith(" ok") for line in done.stdout.splitlines()), done.stdout
@@ -141,6 +141,7 @@ def test_every_verb_helps_without_extras(bare):
         ("compress {bundle} --cohort {cohort} --out o", "workstation"),
         ("export {bundle} --cohort {cohort}", "workstation"),
         ("validate {bundle} --reference {bundle} --cohort {cohort}", "workstation"),
+        ("bench {bundle}", "device"),
         ("demo --out o --patients 16 --recipe {recipe}", "workstation"),
         ("serve serve.toml", "device"),
     ],
