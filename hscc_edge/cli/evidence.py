@@ -30,6 +30,7 @@ def evidence(
     timestamp: Annotated[
         str | None, typer.Option(help="ISO 8601 with its offset, in place of now: then equal inputs give equal bytes.")
     ] = None,
+    pdf: Annotated[bool, typer.Option(help="Print the page to report.pdf as well; needs Pango.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -44,7 +45,7 @@ def evidence(
     output = Output(as_json)
     contents = gather(bundle, record or [], moment(timestamp), approved=approved, site=site)
     with output.progress("evidence"):
-        pack = write_pack(contents, out, replace=overwrite)
+        pack = write_pack(contents, out, replace=overwrite, pdf=pdf)
     _show(output, pack)
     output.result(_facts(pack))
 

@@ -219,8 +219,8 @@ def _flow(contents: Contents) -> str:
     if not cohort:
         return ""
     return (
-        f"{cohort['images']} images, {cohort['cases']} cases, {cohort['patients']} patients in the test split; what was "
-        "left out at import: see the cohort's report"
+        f"{cohort['images']} images, {cohort['cases']} cases, {cohort['patients']} patients in the test split; what "
+        "was left out at import: see the cohort's report"
     )
 
 

@@ -26,6 +26,7 @@ with extra("workstation"):
     from markupsafe import Markup
 
 SCHEMA = 1
+SHORT = 16
 NO_GATE = "No gate was run: nothing here says that the classifier may be used."
 
 
@@ -46,8 +47,8 @@ class Pack:
     conclusion: str
 
 
-def write_pack(contents: Contents, out: Path, *, replace: bool = False) -> Pack:
-    """Render everything into a new directory, whole or not at all.
+def write_pack(contents: Contents, out: Path, *, replace: bool = False, pdf: bool = True) -> Pack:
+    """Render everything into a new directory, whole or not at all; `pdf` for the page as a PDF as well.
 
     Raises:
         StorageError: if `out` is taken (unless `replace`) or cannot be written.
@@ -67,8 +68,9 @@ def write_pack(contents: Contents, out: Path, *, replace: bool = False) -> Pack:
         f"bundle/{MANIFEST}": (contents.bundle.root / MANIFEST).read_bytes(),
         **{f"bundle/signatures/{path.name}": path.read_bytes() for path in signature_files(contents.bundle.root)},
         "index.html": html.encode(),
-        "report.pdf": to_pdf(html),
     }
+    if pdf:
+        files["report.pdf"] = to_pdf(html)
     files["pack.json"] = _json(_facts(contents, rows)).encode()
     manifest = _write(out, files, replace)
     conclusion = _conclusion(rows, sections)
@@ -162,14 +164,14 @@ def _page(
         unlisted=sbom.UNLISTED,
         checklists=checklist.checklists(contents),
         signed=signed,
-        documents=[*sorted(documents), "report.pdf"],
+        documents=sorted(documents),
     )
 
 
 def _wrapping(text: object) -> Markup:
-    """A long name that may break after its dots, slashes and dashes."""
+    """A name that may break after its dots, slashes and dashes if it is long."""
     escaped = str(Markup.escape(text))
-    for mark in (".", "/", "-", "_"):
+    for mark in (".", "/", "-", "_") if len(escaped) > SHORT else ():
         escaped = escaped.replace(mark, f"{mark}<wbr>")
     return Markup(escaped)
 

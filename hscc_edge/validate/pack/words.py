@@ -34,8 +34,8 @@ def summary(bundle: Bundle) -> str:
     folded = f" {len(plan.folded)} batch norms were folded into the convolution before them." if plan.folded else ""
     return (
         f"{len(changed)} of {len(plan.layers)} layers of {bundle.spec.network['name']} were replaced by the method "
-        f"'{plan.method}' to the budget {plan.budget}: {_ratio(plan.dense_flops, plan.flops)} fewer operations "
-        f"({plan.dense_flops:,} to {plan.flops:,} an image) and {_ratio(plan.dense_params, plan.params)} fewer "
+        f"'{plan.method}' to the budget {plan.budget}: {_ratio(plan.dense_flops, plan.flops)} operations "
+        f"({plan.dense_flops:,} to {plan.flops:,} an image) and {_ratio(plan.dense_params, plan.params)} "
         f"parameters ({plan.dense_params:,} to {plan.params:,}).{folded}"
     )
 
@@ -115,5 +115,7 @@ def _listed(ranks: tuple[int, ...]) -> str:
     return f"{min(ranks)} to {max(ranks)}"
 
 
-def _ratio(first: int, second: int) -> str:
-    return f"{first / second:.2f} times" if second else "infinitely"
+def _ratio(before: int, after: int) -> str:
+    if not before or not after:
+        return "no"
+    return f"{before / after:.2f} times fewer" if before >= after else f"{after / before:.2f} times as many"
