@@ -1,8 +1,9 @@
-"""Files that are either whole or absent: written beside their place, fsynced, then renamed."""
+"""Files that are either whole or absent: written beside their place, fsynced, then renamed; lines that are appended."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -78,6 +79,27 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """`write_bytes` for an object as indented JSON; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file that several processes may add to; after a crash it is there whole or not at all.
+
+    A part of a line that a power loss left is cut off first. Readers should take only lines that end.
+    """
+    with storage(path):
+        fresh = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(handle, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            file.truncate(whole)
+            file.seek(whole)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if fresh:
+            sync_directory(path.parent)
 
 
 @contextmanager

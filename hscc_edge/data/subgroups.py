@@ -11,6 +11,7 @@ COLUMNS = ("sex", "age_band", "scanner", "site", "field_strength_t", "modality",
 SLICES = "slice_position"
 SMALL = 20  # patients; a sensitivity of 90 % then has a 95 % interval from 70 to 97 % (Wilson)
 UNKNOWN = "unknown"
+MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,30 @@ class Cell:
 def subgroups(cohort: Cohort) -> list[Cell]:
     """Every value of every column that is known for some image; values in order of their name."""
     found = []
-    for column in (*COLUMNS, SLICES):
-        values = _thirds(cohort) if column == SLICES else [getattr(item, column) for item in cohort.instances]
-        if any(values):
-            found.extend(_cells(cohort, column, [value or UNKNOWN for value in values]))
+    for column, values in columns_of(cohort).items():
+        found.extend(_cells(cohort, column, values))
     return found
+
+
+def columns_of(cohort: Cohort) -> dict[str, list[str]]:
+    """The columns that are known for some image -> the value of every instance."""
+    found = {column: [getattr(item, column) for item in cohort.instances] for column in COLUMNS}
+    found[SLICES] = _thirds(cohort)
+    return {column: [value or UNKNOWN for value in values] for column, values in found.items() if any(values)}
+
+
+def by_case(cohort: Cohort, unit: str) -> dict[str, tuple[str, ...]]:
+    """The columns -> the value of every case, in the order of `Cohort.cases`; MIXED where its images differ."""
+    place = {(item.file, item.frame): index for index, item in enumerate(cohort.instances)}
+    cases = [[place[item.file, item.frame] for item in items] for items in cohort.cases(unit).values()]
+    return {
+        column: tuple(_common([values[index] for index in members]) for members in cases)
+        for column, values in columns_of(cohort).items()
+    }
+
+
+def _common(values: list[str]) -> str:
+    return values[0] if len(set(values)) == 1 else MIXED
 
 
 def _cells(cohort: Cohort, column: str, values: list[str]) -> list[Cell]:
