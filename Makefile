@@ -1,5 +1,5 @@
-# setup: .venv with everything; demo: the whole path; test: lint, types, tests; test-arm64: the device's software under
-# qemu; fuzz: hostile DICOM files; bench-*: figures on real data
+# setup: .venv with everything; demo: the whole path; test: lint, types, tests; test-arm64, test-image: the device's software
+# under qemu; fuzz: hostile DICOM files; bench-*: figures on real data
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
 
-.PHONY: setup system demo lint test test-arm64 fuzz bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-arm64 test-image fuzz bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,11 @@ test: setup system lint
 test-arm64: setup
 	bash tools/system_packages.sh arm64
 	bash tools/arm64.sh
+
+# Dockerfile.jetson on that root in place of NVIDIA's image: as far as it goes
+test-image: test-arm64
+	bash tools/system_packages.sh image
+	bash tools/arm64_image.sh
 
 bench-compress: setup
 	@test -n "$(DATA)" || { echo "error: DATA is not given: run make bench-compress DATA=DIR, DIR with the pictures' archives" >&2; exit 2; }

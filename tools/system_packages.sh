@@ -4,6 +4,7 @@
 #   tools/system_packages.sh setup    python3-venv
 #   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server
 #   tools/system_packages.sh arm64    debootstrap, qemu-user-static
+#   tools/system_packages.sh image    buildah, qemu-user-static
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -22,8 +23,12 @@ case "${1:-}" in
     need debootstrap debootstrap
     need qemu-aarch64-static qemu-user-static
     ;;
+  image)
+    need buildah buildah
+    need qemu-aarch64-static qemu-user-static
+    ;;
   *)
-    echo "usage: $0 setup|test|arm64" >&2
+    echo "usage: $0 setup|test|arm64|image" >&2
     exit 2
     ;;
 esac
