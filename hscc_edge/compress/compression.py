@@ -23,6 +23,7 @@ from hscc_edge.data.pipeline import loader
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.subset import BLIND, check_choice, distinct
 from hscc_edge.errors import CohortError, InputError, ModelError, extra
+from hscc_edge.model.decision import question
 from hscc_edge.model.fold import Pair, find_pairs, fold
 from hscc_edge.model.head import Head, parse_head
 from hscc_edge.model.load import load_network, weights_of
@@ -224,6 +225,7 @@ def write_compressed(
     spec = dataclasses.replace(
         bundle.spec,
         name=f"{bundle.spec.name}-{compressed.plan.method}",
+        decision=question(bundle.spec.decision),
         plan=compressed.plan.to_json(),
         calibration={"cohort": calibration.digest, "images": len(calibration.instances)},
         parent=bundle.digest,

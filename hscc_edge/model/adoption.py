@@ -84,7 +84,7 @@ def _spec(recipe: Recipe, head: Head) -> Spec:
         version=1,
         network={"name": NAME, "args": {}},
         preprocess=recipe.preprocess.to_json(),
-        decision=dataclasses.asdict(recipe.decision),
+        decision=recipe.decision.to_json(),
         head={"kind": head.kind, "labels": list(head.labels)},
         findings={label: recipe.findings[label] for label in head.labels},
         site=recipe.site,

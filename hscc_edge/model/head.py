@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
 from hscc_edge.errors import ConfigError
 
@@ -68,3 +68,15 @@ def kl(head: Head, reference: Logits, logits: Logits) -> NDArray[np.float64]:
     positive = expit(first) * (log_expit(first) - log_expit(second))
     negative = expit(-first) * (log_expit(-first) - log_expit(-second))
     return np.asarray(np.sum(positive + negative, axis=1))
+
+
+def energy(head: Head, logits: Logits) -> NDArray[np.float64]:
+    """Free energy (N,): low where the classifier knows what it sees (Liu et al. 2020, arXiv 2010.03759).
+
+    `-logsumexp` of the logits under softmax. A sigmoid is a softmax over (-z/2, z/2), so that a certain "no" is as
+    familiar as a certain "yes"; several are summed, as by Wang et al. 2021 (arXiv 2111.12797).
+    """
+    wide = np.asarray(logits, dtype=np.float64)
+    if head.kind == "softmax":
+        return -np.asarray(logsumexp(wide, axis=1))
+    return -np.asarray(np.logaddexp(wide / 2, -wide / 2).sum(axis=1))

@@ -46,7 +46,7 @@ def spec_of(recipe: Recipe, cohort: Cohort) -> Spec:
         version=1,
         network=dict(recipe.network),
         preprocess=recipe.preprocess.to_json(),
-        decision=asdict(recipe.decision),
+        decision=recipe.decision.to_json(),
         head={"kind": recipe.head, "labels": list(cohort.classes)},
         findings=findings,
         site=recipe.site,

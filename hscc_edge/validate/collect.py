@@ -20,6 +20,7 @@ from hscc_edge.data.case import inputs_of, load
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import BundleError, InputError
+from hscc_edge.model.decision import question
 from hscc_edge.runtime import open_runtime
 from hscc_edge.validate.latency import Latency, Race, race
 from hscc_edge.validate.machine import machine_facts
@@ -145,8 +146,18 @@ def cohort_facts(cohort: Cohort, predictions: Predictions) -> dict[str, Any]:
 
 
 def check_alike(candidate: Bundle, reference: Bundle) -> None:
-    for name in ("head", "decision", "preprocess"):
-        if getattr(candidate.spec, name) != getattr(reference.spec, name):
+    """Refuse bundles that do not answer the same question.
+
+    Raises:
+        BundleError: if they differ in labels, decision (but for what was fitted to each) or preprocessing.
+    """
+    pairs = {
+        name: (getattr(candidate.spec, name), getattr(reference.spec, name))
+        for name in ("head", "decision", "preprocess")
+    }
+    pairs["decision"] = (question(candidate.spec.decision), question(reference.spec.decision))
+    for name, (new, old) in pairs.items():
+        if new != old:
             raise BundleError(
                 f"the bundles {candidate.root} and {reference.root} differ in {name}: compare a bundle with the one it "
                 "was made from"
