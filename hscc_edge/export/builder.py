@@ -108,15 +108,20 @@ def configure(
         _set_flag(trt, config, name)
     if options.dla is not None:
         _use_dla(trt, builder, config, options.dla, precision)
-    _target(trt, config, gpu, options.refittable)
+    capabilities = getattr(trt, "ComputeCapability", None)
+    if capabilities is not None:
+        _target_rtx(trt, config, options, capabilities, gpu)
     return config
 
 
-def _target(trt: Any, config: Any, gpu: bool, refittable: bool) -> None:
-    capabilities = getattr(trt, "ComputeCapability", None)
-    if capabilities is None:  # not TensorRT-RTX
-        return
-    if refittable and not gpu:
+def _target_rtx(trt: Any, config: Any, options: BuildOptions, capabilities: Any, gpu: bool) -> None:
+    """TensorRT-RTX names the compute capabilities that it builds for, and takes fewer options."""
+    if options.version_compatible:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} has no lean runtime, which version-compatible engines need: build "
+            "without that option"
+        )
+    if options.refittable and not gpu:
         raise EngineError(
             f"{trt.__name__} {trt.__version__} builds a refittable engine only where there is an NVIDIA GPU: build on "
             "the device, or without that option"
