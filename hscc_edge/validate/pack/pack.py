@@ -18,7 +18,7 @@ from hscc_edge.validate.pack import card, change, checklist, record, sbom, words
 from hscc_edge.validate.pack.contents import Contents
 from hscc_edge.validate.pack.pdf import to_pdf
 from hscc_edge.validate.pack.recording import KINDS
-from hscc_edge.validate.pack.section import Section, section
+from hscc_edge.validate.pack.section import Section, Table, section, table_of
 from hscc_edge.validate.pack.signature import MANIFEST, check_signature, read_signature, signature_files
 from hscc_edge.validate.pack.verify import canonical
 
@@ -156,8 +156,7 @@ def _page(
         layers=words.layers(contents.bundle),
         note=change.note(contents.bundle, contents.approved, contents.site, verdicts),
         locks=contents.of("lock"),
-        uses=[line for item in contents.of("uses") for line in item.content],
-        use_keys=_keys([line for item in contents.of("uses") for line in item.content]),
+        uses=_uses(contents),
         card=card.to_json(contents),
         packages=_packages(boms["sbom-device.cdx.json"]),
         source=_property(boms["sbom-device.cdx.json"], "source"),
@@ -176,10 +175,10 @@ def _wrapping(text: object) -> Markup:
     return Markup(escaped)
 
 
-def _keys(lines: list[dict[str, Any]]) -> list[str]:
-    return list(
-        dict.fromkeys(key for line in lines for key, value in line.items() if not isinstance(value, (dict, list)))
-    )
+def _uses(contents: Contents) -> Table | None:
+    lines = [line for item in contents.of("uses") for line in item.content]
+    caption = f"Uses of the test set, {len(lines)} in all: a test set that is looked at many times is no test set"
+    return table_of(caption, lines) if lines else None
 
 
 def _packages(bom: Mapping[str, Any]) -> list[tuple[str, str, str]]:

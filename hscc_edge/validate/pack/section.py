@@ -120,7 +120,7 @@ def tables_of(content: Mapping[str, Any], caption: str, depth: int = 0) -> Itera
         if isinstance(value, dict) and value and not _is_plain(value) and depth < DEPTH:
             yield from tables_of(value, name, depth + 1)
         elif _is_rows(value) and key != "cases":
-            yield _rows(name, value)
+            yield table_of(name, value)
 
 
 def words(name: object) -> str:
@@ -158,7 +158,8 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _rows(caption: str, items: Sequence[Mapping[str, Any]]) -> Table:
+def table_of(caption: str, items: Sequence[Mapping[str, Any]]) -> Table:
+    """A row an object, a column a key that is plain somewhere."""
     columns = list(dict.fromkeys(key for item in items for key, value in item.items() if _is_plain(value)))
     shown = items[:LONG]
     more = f" (the first {LONG} of {len(items)}; all stand in the record)" if len(items) > LONG else ""

@@ -176,7 +176,8 @@ def read_signature(content: bytes) -> Signature:
         found = Signature(**raw)
         if not all(isinstance(value, str) for value in raw.values()) or _dump(found) != content:
             raise ValueError("not in its one form")
-        bytes.fromhex(found.key + found.signature)
+        if any(bytes.fromhex(text).hex() != text for text in (found.manifest, found.key, found.signature)):
+            raise ValueError("not in small letters")
     except (ValueError, TypeError) as error:
         raise BundleError("is no signature in its one form: remove it, and have it signed again") from error
     return found
