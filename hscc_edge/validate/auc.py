@@ -17,10 +17,10 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
 from hscc_edge.errors import InputError
-from hscc_edge.validate.intervals import Estimate
-from hscc_edge.validate.resampling import LEVEL, Array, Clusters
+from hscc_edge.validate.intervals import Estimate, effective, wilson
+from hscc_edge.validate.resampling import CHUNK, LEVEL, Array, Clusters, weights
 
-RESAMPLES_PR = 2_000
+RESAMPLES_PR = 1_000
 EDGE = 1e-9
 
 
@@ -145,9 +145,54 @@ def _hanley(area: float, counts: NDArray[np.int64]) -> Array:
     return np.asarray(area * (1 - area) * (1 + size * odds) / counts.prod(axis=1))
 
 
+def precision_areas(
+    truth: NDArray[np.bool_],
+    scores: Array,
+    cases: Clusters,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES_PR,
+    level: float = LEVEL,
+) -> list[Estimate]:
+    """Average precision of each column (cases, m), at the cohort's own prevalence, with intervals.
+
+    Wilson's interval for as many independent cases as give the variance of a bootstrap over patients (not stratified,
+    since the area depends on the prevalence), at most the cases with the finding (Boyd, Eng and Page 2013, ECML PKDD,
+    recommend intervals of a share or a logit over the bootstrap's own).
+
+    Raises:
+        InputError: if no case has one of the findings.
+    """
+    if not truth.any(axis=0).all():
+        raise InputError(f"{int((~truth.any(axis=0)).sum())} columns have no case with the finding: leave them out")
+    whole = np.ones((1, len(truth)))
+    columns = range(truth.shape[1])
+    values = [float(average_precision(truth[:, k], scores[:, k], whole)[0]) for k in columns]
+    draws: list[list[Array]] = [[] for _ in columns]
+    for block in weights(np.zeros(cases.count, dtype=np.int64), resamples=resamples, seed=seed):
+        for part in np.array_split(block, -(-len(block) * len(truth) // CHUNK)):
+            drawn = part[:, cases.owner]
+            for k in columns:
+                draws[k].append(average_precision(truth[:, k], scores[:, k], drawn))
+    errors = [float(np.nanstd(np.concatenate(drawn), ddof=1)) for drawn in draws]
+    return [_precision_interval(values[k], errors[k], truth[:, k], cases, level) for k in columns]
+
+
+def _precision_interval(
+    value: float, error: float, truth: NDArray[np.bool_], cases: Clusters, level: float
+) -> Estimate:
+    positives, patients = int(truth.sum()), _count(cases, truth)
+    inner = (value * patients + 0.5) / (patients + 1)
+    size = min(inner * (1 - inner) / error**2, positives) if error > 0 else float(patients)
+    low, high = wilson(*effective(value * size, size, 1.0, patients, level), level)
+    return Estimate(value, low, high, "Wilson, bootstrap over patients")
+
+
 def average_precision(truth: NDArray[np.bool_], scores: Array, weight: Array) -> Array:
     """(rows,): average precision of one column under weights of the cases (rows, cases); ties count together."""
     order = np.argsort(-scores, kind="stable")
+    if not truth.any():
+        return np.full(len(weight), np.nan)
     sorted_scores, found = scores[order], np.flatnonzero(truth[order])
     ends = np.searchsorted(-sorted_scores, -sorted_scores[found], side="right") - 1
     drawn = weight[:, order]

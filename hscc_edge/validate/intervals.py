@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from hscc_edge.errors import InputError, extra
-from hscc_edge.validate.resampling import LEVEL, Array, Clusters
+from hscc_edge.validate.resampling import LEVEL, Array, Clusters, Statistic, jackknife
 
 with extra("workstation"):
     from statsmodels.stats.proportion import proportion_confint
@@ -126,6 +126,43 @@ def design_effect(hits: NDArray[np.bool_], cases: Clusters) -> float:
     return max(variance * float(size.sum()) / (rate * (1 - rate)), 1.0)
 
 
+def composite(
+    sums: Array,
+    patient: tuple[Array, Array],
+    statistic: Statistic,
+    lowest: Statistic,
+    patients: int,
+    level: float = LEVEL,
+) -> list[tuple[float, float, float]]:
+    """Values with Wilson limits of m statistics that have a largest value of 1, such as F1 and kappa.
+
+    The size is that of as many independent cases as give the statistic's jackknife variance over patients, taken with
+    one patient wholly right and one wholly wrong added, so that a classifier without an error has an interval too.
+
+    Args:
+        sums: (clusters, k), see `Clusters.sums`.
+        patient: sums (k,) of the two added.
+        statistic, lowest: totals (rows, k) -> (rows, m), the statistic and the least that it could be.
+    """
+    total, more = sums.sum(axis=0, keepdims=True), np.vstack([sums, *patient])
+    padded = more.sum(axis=0, keepdims=True)
+    left_out = jackknife(more, statistic)
+    count = len(more)
+    variance = (count - 1) / count * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
+    value, floor, inner = statistic(total)[0], lowest(total)[0], statistic(padded)[0]
+    sizes = (inner - floor) * (1 - inner) / variance
+    return [_above(float(value[k]), float(floor[k]), float(sizes[k]), patients, level) for k in range(len(value))]
+
+
+def _above(value: float, floor: float, size: float, patients: int, level: float) -> tuple[float, float, float]:
+    """A value between `floor` and 1 with Wilson's limits for `size` cases; NaN where it is undefined."""
+    if not np.isfinite(value) or not size > 0:
+        return value, float("nan"), float("nan")
+    share = (value - floor) / (1 - floor)
+    low, high = wilson(*effective(share * size, size, 1.0, patients, level), level)
+    return value, floor + (1 - floor) * low, floor + (1 - floor) * high
+
+
 def linear_variance(residuals: Array, scale: float) -> float:
     """Variance of `sum(residuals) / scale` over clusters (clusters,), with the correction for their number."""
     count = len(residuals)
@@ -174,26 +211,6 @@ def correlation(first: Array, second: Array) -> float:
     """Of two estimates from their residuals by patient, (clusters,) each; 0 where no patient stands in both."""
     scale = float(((first**2).sum() * (second**2).sum()) ** 0.5)
     return float((first * second).sum()) / scale if scale else 0.0
-
-
-def average(shares: Sequence[Proportion], residuals: Sequence[Array]) -> Estimate:
-    """The mean of shares, those that are undefined left out, with limits from theirs.
-
-    MOVER: Zou and Donner 2008, Statistics in Medicine 27:1693, with the correlation that patients in several shares
-    bring.
-
-    Args:
-        residuals: for each share by patient (clusters,), see `correlation`.
-    """
-    known = [(limits(item), rest) for item, rest in zip(shares, residuals, strict=True) if item.of]
-    if not known:
-        return Estimate(None, None, None, "MOVER")
-    tied = np.array([[correlation(a, b) if a is not b else 1.0 for _, b in known] for _, a in known])
-    value, low, high = (np.array([found[side] for found, _ in known]) for side in range(3))
-    below, above = (max(float(gap @ tied @ gap), 0.0) ** 0.5 / len(known) for gap in (value - low, high - value))
-    mean = float(value.mean())
-    kinds = " and ".join(sorted({item.method for item in shares if item.of}))
-    return Estimate(mean, max(mean - below, 0.0), min(mean + above, 1.0), f"MOVER of {kinds}")
 
 
 def estimate(value: float, low: float, high: float, method: str) -> Estimate:

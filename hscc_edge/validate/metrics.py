@@ -1,4 +1,4 @@
-"""Figures of decisions with 95 % intervals over patients: shares by Wilson, F1 and kappa by BCa bootstrap.
+"""Figures of decisions with 95 % intervals over patients: Wilson's, for as many independent cases as tell as much.
 
 docs/statistics.md says what each figure is, where its formula is from and which library computes it.
 """
@@ -15,7 +15,7 @@ from hscc_edge.errors import InputError
 from hscc_edge.validate.intervals import (
     Estimate,
     Proportion,
-    average,
+    composite,
     correlation,
     estimate,
     ratio,
@@ -24,7 +24,7 @@ from hscc_edge.validate.intervals import (
     wilson,
 )
 from hscc_edge.validate.outcomes import Outcomes, outcomes_of
-from hscc_edge.validate.resampling import RESAMPLES, Array, Clusters, Statistic, bootstrap
+from hscc_edge.validate.resampling import Array, Clusters, Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +70,22 @@ def figures(
     decided: Sequence[str | None],
     classes: Sequence[str],
     patients: Sequence[str],
-    seed: int = 0,
 ) -> Figures:
     """Figures of decisions against labels; a case without a decision counts as wrong."""
-    return figures_of(outcomes_of(labels, decided, classes, patients), seed)
+    return figures_of(outcomes_of(labels, decided, classes, patients))
 
 
-def figures_of(found: Outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Figures:
+def figures_of(found: Outcomes) -> Figures:
     """Figures at the decisions that the daemon sends."""
     hits = np.asarray((found.truth == found.decided).all(axis=1) & found.decided.any(axis=1))
     classes = tuple(
         class_figures(label, found.truth[:, k], found.decided[:, k], found.cases)
         for k, label in enumerate(found.labels)
     )
-    macro, micro, kappa = _bootstrapped(found, seed, resamples)
+    balanced, macro, micro, kappa = _composites(found)
     return Figures(
         accuracy=share(hits, found.cases),
-        balanced_accuracy=_balanced(found, classes),
+        balanced_accuracy=balanced,
         macro_f1=macro,
         micro_f1=micro,
         kappa=kappa,
@@ -143,41 +142,55 @@ def _residuals(hits: NDArray[np.bool_], kept: NDArray[np.bool_], cases: Clusters
     return np.asarray(np.bincount(cases.owner[kept], weights=hits[kept] - mean, minlength=cases.count), np.float64)
 
 
-def _balanced(found: Outcomes, classes: Sequence[ClassFigures]) -> Estimate:
-    residuals = [_residuals(found.decided[:, k], found.truth[:, k], found.cases) for k in range(len(found.labels))]
-    return average([item.sensitivity for item in classes], residuals)
-
-
 def _confusion(found: Outcomes) -> tuple[tuple[int, ...], ...]:
     none = ~found.decided.any(axis=1, keepdims=True)
     table = found.truth.T.astype(np.int64) @ np.hstack([found.decided, none]).astype(np.int64)
     return tuple(tuple(int(n) for n in row) for row in table)
 
 
-def _bootstrapped(found: Outcomes, seed: int, resamples: int) -> list[Estimate]:
+def _composites(found: Outcomes) -> list[Estimate]:
+    """Balanced accuracy, macro F1, micro F1 and kappa."""
     terms = np.hstack([found.truth & found.decided, found.decided, found.truth, np.ones((len(found.truth), 1), bool)])
-    drawn = bootstrap(
-        found.cases.sums(terms), agreement(len(found.labels)), strata=found.cases.strata, seed=seed, resamples=resamples
-    )
-    rows = zip(drawn.value, drawn.low, drawn.high, strict=True)
-    return [estimate(*row, "BCa bootstrap over patients") for row in rows]
+    sums = found.cases.sums(terms)
+    count, total, size = len(found.labels), sums.sum(axis=0), sums[:, -1]
+    typical = total[2 * count : 3 * count] / total[-1] * float((size**2).sum() / size.sum())
+    cases = [float(typical.sum())]
+    added = np.concatenate([typical, typical, typical, cases]), np.concatenate([0 * typical, typical, typical, cases])
+    rows = composite(sums, added, agreement(count), least_agreement(count), found.cases.count)
+    name = "Wilson, jackknife" if found.cases.independent else "Wilson, jackknife over patients"
+    return [estimate(*row, name) for row in rows]
 
 
 def agreement(count: int) -> Statistic:
-    """Macro F1, micro F1 and Cohen's kappa (rows, 3) of totals (rows, 3K + 1): hits, decided and true by class, cases.
+    """Balanced accuracy, macro F1, micro F1 and Cohen's kappa (rows, 4).
 
-    The F1 of a class that no case has and none is decided to be is 0, as scikit-learn has it. Kappa (Cohen 1960)
-    takes "no decision" as one more category.
+    Of totals (rows, 3K + 1): hits, decided and true by class, cases. A class that no case has is left out of balanced
+    accuracy; its F1 is 0, as scikit-learn has it. Kappa (Cohen 1960) takes "no decision" as one more category.
     """
 
     def of(totals: Array) -> Array:
         hits, decided, true = (totals[:, part * count : (part + 1) * count] for part in range(3))
-        cases = totals[:, -1]
+        cases, held = totals[:, -1], true > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            each = 2 * hits / (decided + true)
+            recall = np.where(held, hits / true, 0).sum(axis=1) / held.sum(axis=1)
+            each = np.nan_to_num(2 * hits / (decided + true)).mean(axis=1)
             micro = 2 * hits.sum(axis=1) / (decided + true).sum(axis=1)
             chance = (decided * true).sum(axis=1) / cases**2
             kappa = (hits.sum(axis=1) / cases - chance) / (1 - chance)
-        return np.stack([np.nan_to_num(each).mean(axis=1), micro, kappa], axis=1)
+        return np.stack([recall, each, micro, kappa], axis=1)
+
+    return of
+
+
+def least_agreement(count: int) -> Statistic:
+    """The least that each of `agreement` could be: 0, and for kappa that of a classifier which is never right."""
+
+    def of(totals: Array) -> Array:
+        decided, true = totals[:, count : 2 * count], totals[:, 2 * count : 3 * count]
+        chance = (decided * true).sum(axis=1) / totals[:, -1] ** 2
+        least = np.full(len(totals), np.nan)
+        np.divide(-chance, 1 - chance, out=least, where=chance < 1)
+        none = np.zeros(len(totals))
+        return np.stack([none, none, none, least], axis=1)
 
     return of
