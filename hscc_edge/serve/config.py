@@ -74,6 +74,8 @@ class Config:
         state: directory of spool, journal and key; mode 0700.
         quiet_s: a study is complete when nothing of it came for so long.
         reserve_mib: below so much free space instances are refused with 0xA700.
+        batch: images of a study that are inferred at once; above 1 an image's last bits may depend on those that share
+            the batch with it, and differ from what `validate` saw.
         modalities: others are kept, but get no result.
     """
 
@@ -84,6 +86,7 @@ class Config:
     runtime: str = "ort"
     precision: str = "fp32"
     threads: int = 1
+    batch: int = 1
     quiet_s: float = 5.0
     reserve_mib: int = 1024
     modalities: tuple[str, ...] = ("MR", "CT", "OT")
@@ -152,6 +155,7 @@ def _check(config: Config) -> None:
     for name in ("max_associations", "max_object_mib"):
         _check_range(name, getattr(listener, name), 1)
     _check_range("threads", config.threads, 1)
+    _check_range("batch", config.batch, 1, 1024)
     _check_range("attempts", destination.attempts, 1)
     for name, value in (("idle_s", listener.idle_s), ("timeout_s", destination.timeout_s)):
         _check_range(name, value, 0.1)

@@ -18,7 +18,7 @@ from typing import TextIO
 from hscc_edge import durable
 from hscc_edge.bundle import Bundle, read_bundle
 from hscc_edge.errors import StorageError
-from hscc_edge.runtime import open_runtime
+from hscc_edge.runtime.startup import timed_open
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.delivery import Delivery
 from hscc_edge.serve.intake import Intake
@@ -38,7 +38,7 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.bundle: Bundle = read_bundle(config.bundle)
-        runtime = open_runtime(self.bundle, config.runtime, precision=config.precision, threads=config.threads)
+        self._started = timed_open(self.bundle, config.runtime, precision=config.precision, threads=config.threads)
         with durable.storage(config.state):
             config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(config.state, 0o700)
@@ -47,7 +47,7 @@ class Daemon:
             self._key = _key(config.state / "key")
         self.journal = Journal(config.state / "journal.sqlite")
         self._intake = Intake(config, self.journal, self._spool, self._key)
-        self._worker = Worker(config, self.bundle, runtime, self.journal, self._spool, self._key)
+        self._worker = Worker(config, self.bundle, self._started.runtime, self.journal, self._spool, self._key)
         self._delivery = Delivery(self.journal, config.destination, config.dicom.ae_title, self._key)
         self._stop = threading.Event()
 
@@ -65,6 +65,9 @@ class Daemon:
         port = self._intake.start()
         self._write_status(port)
         LOG.info("event=started port=%d swept=%d model=%s", port, swept, self.bundle.digest[:12])
+        LOG.info(
+            "event=runtime load_s=%.2f first_inference_ms=%.1f", self._started.load_s, self._started.first_inference_ms
+        )
         threads = [
             threading.Thread(target=self._loop, args=(self._worker.step, "worker"), name="worker", daemon=True),
             threading.Thread(target=self._loop, args=(self._delivery.step, "delivery"), name="delivery", daemon=True),
@@ -78,6 +81,7 @@ class Daemon:
             self._intake.stop()
             self._join(threads)
             self._worker.close()
+            self._started.runtime.close()
             self.journal.close()
             os.close(self._lock)
             LOG.info("event=stopped")

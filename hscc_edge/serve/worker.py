@@ -17,10 +17,11 @@ from hscc_edge.data.contained import ContainedReader
 from hscc_edge.data.dicom import Headers, read_headers
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.pseudonym import pseudonym
+from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import ConfigError, DicomError, StorageError
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import parse_head
-from hscc_edge.runtime import Runtime, infer_each
+from hscc_edge.runtime import Runtime, infer_batches
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.journal import DAMAGED, NO_RESULT, RECEIVED, REPORTED, Journal, Row
 from hscc_edge.serve.spool import Spool
@@ -41,7 +42,7 @@ class Usable:
 
 
 class Worker:
-    """Turns complete studies into reports, one study at a time; memory grows with one image and a study's headers."""
+    """Turns complete studies into reports, one study at a time; memory grows with a batch and a study's headers."""
 
     def __init__(self, config: Config, bundle: Bundle, runtime: Runtime, journal: Journal, spool: Spool, key: bytes):
         self._config, self._bundle, self._runtime = config, bundle, runtime
@@ -114,7 +115,9 @@ class Worker:
         LOG.info("event=study_done study=%s images=%d reported=%d", self._who(study), len(rows), len(decided))
 
     def _read(self, rows: Sequence[Row]) -> tuple[list[Usable], dict[int, str]]:
-        usable, reasons = [], {}
+        usable: list[Usable] = []
+        reasons: dict[int, str] = {}
+        held: list[tuple[Row, Headers, Pixels]] = []
         for row in rows:
             if not self._spool.holds(row.file, row.digest):
                 reasons[row.id] = DAMAGED
@@ -126,10 +129,20 @@ class Worker:
                     reasons[row.id] = "out of scope: modality"
                     continue
                 pixels = self._preprocess(self._reader.read(self._spool.path(row.file)))
-                usable.append(Usable(row, headers, infer_each(self._runtime, [pixels])))
             except DicomError:
                 reasons[row.id] = "cannot be decoded"
-        return usable, reasons
+                continue
+            held.append((row, headers, pixels))
+            if len(held) == self._config.batch:
+                usable += self._infer(held)
+                held.clear()
+        return [*usable, *self._infer(held)], reasons
+
+    def _infer(self, held: Sequence[tuple[Row, Headers, Pixels]]) -> list[Usable]:
+        if not held:
+            return []
+        logits = infer_batches(self._runtime, (pixels for _, _, pixels in held), len(held))
+        return [Usable(row, headers, logits[i : i + 1]) for i, (row, headers, _) in enumerate(held)]
 
     def _decide(self, usable: Sequence[Usable]) -> list[tuple[Decision, list[Usable]]]:
         groups: dict[str, list[Usable]] = {}

@@ -15,7 +15,7 @@ from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import CohortError
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import parse_head
-from hscc_edge.runtime import Runtime, infer_each
+from hscc_edge.runtime import Runtime, infer_batches
 
 Progress = Callable[[int, str], None]
 
@@ -44,8 +44,13 @@ def check_fit(bundle: Bundle, cohort: Cohort) -> None:
         )
 
 
-def predict(bundle: Bundle, runtime: Runtime, cohort: Cohort, progress: Progress | None = None) -> list[Case]:
-    """Decide every case of the cohort, one image in memory at a time.
+def predict(
+    bundle: Bundle, runtime: Runtime, cohort: Cohort, progress: Progress | None = None, *, batch: int = 1
+) -> list[Case]:
+    """Decide every case of the cohort, `batch` images of a case in memory at a time.
+
+    Args:
+        batch: images that are inferred at once; see `infer_batches` for what more than 1 costs.
 
     Raises:
         CohortError: if the classes differ, or a case has images of unlike labels.
@@ -60,7 +65,7 @@ def predict(bundle: Bundle, runtime: Runtime, cohort: Cohort, progress: Progress
                 f"{items[0].file} and others of its {rule.unit} have unlike labels: mend the cohort's table"
             )
         part = replace(cohort, instances=items)
-        logits = infer_each(runtime, (pixels for _, pixels in stream(part, preprocess)))
+        logits = infer_batches(runtime, (pixels for _, pixels in stream(part, preprocess)), batch)
         decision = decide(rule, head, logits)
         patient = cohort.pseudonym(items[0].patient)
         found.append(Case(cohort.pseudonym(uid), patient, items[0].label, decision, logits))
