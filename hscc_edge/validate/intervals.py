@@ -148,15 +148,17 @@ def composite(
     padded = more.sum(axis=0, keepdims=True)
     left_out = jackknife(more, statistic)
     count = len(more)
-    variance = (count - 1) / count * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        variance = (count - 1) / count * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
     value, floor, inner = statistic(total)[0], lowest(total)[0], statistic(padded)[0]
-    sizes = (inner - floor) * (1 - inner) / variance
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes = (inner - floor) * (1 - inner) / variance
     return [_above(float(value[k]), float(floor[k]), float(sizes[k]), patients, level) for k in range(len(value))]
 
 
 def _above(value: float, floor: float, size: float, patients: int, level: float) -> tuple[float, float, float]:
     """A value between `floor` and 1 with Wilson's limits for `size` cases; NaN where it is undefined."""
-    if not np.isfinite(value) or not size > 0:
+    if not np.isfinite(value) or not 0 < size < float("inf"):
         return value, float("nan"), float("nan")
     share = (value - floor) / (1 - floor)
     low, high = wilson(*effective(share * size, size, 1.0, patients, level), level)

@@ -24,7 +24,7 @@ from hscc_edge.validate.intervals import (
     wilson,
 )
 from hscc_edge.validate.outcomes import Outcomes, outcomes_of
-from hscc_edge.validate.resampling import Array, Clusters, Statistic
+from hscc_edge.validate.resampling import ROUNDING, Array, Clusters, Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +170,10 @@ def agreement(count: int) -> Statistic:
 
     def of(totals: Array) -> Array:
         hits, decided, true = (totals[:, part * count : (part + 1) * count] for part in range(3))
-        cases, held = totals[:, -1], true > 0
+        cases, held = totals[:, -1], true > ROUNDING
         with np.errstate(divide="ignore", invalid="ignore"):
             recall = np.where(held, hits / true, 0).sum(axis=1) / held.sum(axis=1)
-            each = np.nan_to_num(2 * hits / (decided + true)).mean(axis=1)
+            each = np.where(decided + true > ROUNDING, 2 * hits / (decided + true), 0).mean(axis=1)
             micro = 2 * hits.sum(axis=1) / (decided + true).sum(axis=1)
             chance = (decided * true).sum(axis=1) / cases**2
             kappa = (hits.sum(axis=1) / cases - chance) / (1 - chance)

@@ -30,7 +30,7 @@ ANSWERS = st.lists(
 
 
 @given(ANSWERS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_figures_agree_with_scikit_learn(rows):
     truth, answers = [row[0] for row in rows], [row[1] for row in rows]
     found = figures(truth, answers, LABELS, [str(i) for i in range(len(rows))])
