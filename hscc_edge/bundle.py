@@ -171,6 +171,16 @@ def add_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
     return read_bundle(bundle.root, verify=False)
 
 
+def rewrite(bundle: Bundle, files: Mapping[str, bytes], **changes: Any) -> Bundle:
+    """Change fields of a bundle's spec in place and add files, in one step; its version rises by one."""
+    spec = dataclasses.replace(bundle.spec, version=bundle.spec.version + 1, **changes)
+    own = {
+        "configs/hscc.json": _dump({"schema": SCHEMA, **dataclasses.asdict(spec)}),
+        "configs/metadata.json": _dump(_monai_metadata(spec)),
+    }
+    return add_files(bundle, {**own, **files})
+
+
 def _fill(draft: Path, files: Mapping[str, bytes], kept: Mapping[str, str]) -> None:
     digests = dict(kept)
     for name, content in files.items():

@@ -11,6 +11,7 @@ from hscc_edge import __version__
 from hscc_edge.cli import (
     bench,
     build,
+    calibrate,
     cohort,
     compress,
     demo,
@@ -64,6 +65,7 @@ app.command()(export.export)
 app.command()(build.build)
 app.add_typer(engines.app, name="engines")
 app.command()(triton.triton)
+app.command()(calibrate.calibrate)
 app.command()(validate.validate)
 app.command()(robustness.robustness)
 app.command()(evidence.evidence)
