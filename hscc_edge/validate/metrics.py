@@ -82,7 +82,7 @@ def figures_of(found: Outcomes) -> Figures:
         class_figures(label, found.truth[:, k], found.decided[:, k], found.cases)
         for k, label in enumerate(found.labels)
     )
-    balanced, macro, micro, kappa = _composites(found)
+    balanced, macro, micro, kappa = composites(found)
     return Figures(
         accuracy=share(hits, found.cases),
         balanced_accuracy=balanced,
@@ -148,7 +148,7 @@ def _confusion(found: Outcomes) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(n) for n in row) for row in table)
 
 
-def _composites(found: Outcomes) -> list[Estimate]:
+def composites(found: Outcomes) -> list[Estimate]:
     """Balanced accuracy, macro F1, micro F1 and kappa."""
     terms = np.hstack([found.truth & found.decided, found.decided, found.truth, np.ones((len(found.truth), 1), bool)])
     sums = found.cases.sums(terms)
