@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hscc_edge.compress.cost import LayerShape
 from hscc_edge.compress.layer_graph import layer_graph
 from hscc_edge.compress.problem import LayerwiseProposal, Problem, dense_option, layer_plan
 from hscc_edge.errors import extra
-from hscc_edge.model.layers import factorised
-from hscc_edge.validate.layer_times import DENSE, INDEX, Candidate, Index, Layer, digest
+from hscc_edge.export.onnx import export_onnx
+from hscc_edge.model.layers import factorised, replace
+from hscc_edge.validate.layer_times import DENSE, INDEX, THIN, Candidate, Index, Layer, digest
 
 with extra("workstation"):
     from torch import nn
@@ -24,7 +26,7 @@ POINTS = 5
 
 def write_candidates(
     out: Path, problem: Problem, proposal: LayerwiseProposal, dense: bytes, image: Sequence[int], *,
-    replace: bool = False,
+    overwrite: bool = False,
 ) -> Index:  # fmt: skip
     """A directory for `hscc-edge bench --layers`; nothing appears at `out` unless all of it does.
 
@@ -35,10 +37,11 @@ def write_candidates(
         image: (C, H, W) that it takes.
 
     Raises:
-        StorageError: if `out` is taken (unless `replace`) or cannot be written.
+        StorageError: if `out` is taken (unless `overwrite`) or cannot be written.
     """
-    with durable.new_directory(out, replace=replace) as draft:
+    with durable.new_directory(out, replace=overwrite) as draft:
         (draft / DENSE).write_bytes(dense)
+        (draft / THIN).write_bytes(thin_network(problem, proposal, image))
         index = Index(digest(dense), tuple(image), tuple(write_layers(draft, problem, proposal)))
         durable.write_json(draft / INDEX, index.to_json())
     return index
@@ -55,12 +58,34 @@ def _write_layer(folder: Path, number: int, problem: Problem, shape: LayerShape,
     size = (shape.inputs, *shape.input_positions) if shape.kernel else (shape.inputs,)
     batch = (1 if shape.kernel else shape.area, *size)
     dense, found = problem.network.get_submodule(shape.name), []
+    empty = folder / f"{number}-empty.onnx"
+    empty.write_bytes(layer_graph(nn.Sequential(nn.ReLU()), batch, between=True))
     for index, option in enumerate(spread(options)):
         module = nn.Sequential(factorised(dense, layer_plan(shape, option, dense_option(shape))), nn.ReLU())
         path = folder / f"{number}-{index}.onnx"
-        path.write_bytes(layer_graph(module, batch))
+        path.write_bytes(layer_graph(module, batch, between=True))
         found.append(Candidate(family(option), float(option.flops), path.name))
-    return Layer(shape.name, batch, shape.calls, tuple(found))
+    thinnest = thinnest_of(options)
+    return Layer(shape.name, batch, shape.calls, empty.name, tuple(found), family(thinnest), float(thinnest.flops))
+
+
+def thin_network(problem: Problem, proposal: LayerwiseProposal, image: Sequence[int]) -> bytes:
+    """The whole network with every layer's cheapest option, as an ONNX graph.
+
+    Little of its time is in its layers, so that it tells well what a network takes beside them.
+    """
+    made, shapes = copy.deepcopy(problem.network), {shape.name: shape for shape in problem.shapes}
+    for name, entry in proposal.candidates.items():
+        shape, option = shapes[name], thinnest_of(entry.options)
+        if option.structure != "dense":
+            dense = made.get_submodule(name)
+            replace(made, name, factorised(dense, layer_plan(shape, option, dense_option(shape))))
+    return export_onnx(made, tuple(image))
+
+
+def thinnest_of(options: Sequence[Option]) -> Option:
+    """The option of fewest FLOPs, which is among those that are timed."""
+    return min(options, key=lambda option: option.flops)
 
 
 def family(option: Option) -> str:

@@ -220,7 +220,7 @@ def write_candidates(
     """
     prepared = prepare_bundle(bundle, calibration, job.method, job.settings, progress, cache)
     dense, shape = export_onnx(load_network(bundle), bundle.spec.input_shape), bundle.spec.input_shape
-    return candidates.write_candidates(out, prepared.problem, layerwise(prepared), dense, shape, replace=replace)
+    return candidates.write_candidates(out, prepared.problem, layerwise(prepared), dense, shape, overwrite=replace)
 
 
 def layerwise(prepared: Prepared) -> LayerwiseProposal:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hscc_edge import durable
 from hscc_edge.compress.allocate import Budget, Option
-from hscc_edge.compress.candidates import family, write_layers
+from hscc_edge.compress.candidates import family, thin_network, write_layers
 from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Problem
 from hscc_edge.errors import BudgetError, ConfigError, extra
 from hscc_edge.export.onnx import export_onnx
@@ -45,6 +45,7 @@ class Table:
     Attributes:
         runtime: name, version, provider and threads.
         dense_ms: of the whole dense network.
+        fixed_ms: what a network takes beside its layers.
         times: layer -> family (as text) -> rising FLOPs and their milliseconds.
         machine: where it was timed; "" in tables that do not say it.
         network: sha256 of the dense network's ONNX graph; "" in tables that do not say it.
@@ -52,6 +53,7 @@ class Table:
 
     runtime: str
     dense_ms: float
+    fixed_ms: float
     times: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]]
     machine: str = ""
     network: str = ""
@@ -62,19 +64,14 @@ class Table:
         return self.machine not in ("", machine_facts()["machine"])
 
     def apply(self, proposal: LayerwiseProposal) -> LayerwiseProposal:
-        """The same proposal, every option with its time; options of a family that was not timed are left out.
-
-        The fixed part is what the dense network takes beyond its layers' sum. It is below zero where a layer alone
-        pays for what it does not pay for in a network: the call, and bringing its maps into the runtime's layout.
-        """
+        """The same proposal, every option with its time; options of a family that was not timed are left out."""
         found = {}
         for name, entry in proposal.candidates.items():
             timed = [self._timed(name, option) for option in entry.options]
             options = tuple(option for option in timed if not math.isnan(option.latency_ms))
             if options and options[0].structure == "dense":
                 found[name] = Candidates(options, entry.build)
-        fixed = self.dense_ms - sum(entry.options[0].latency_ms for entry in found.values())
-        return dataclasses.replace(proposal, candidates=found, fixed_latency_ms=fixed)
+        return dataclasses.replace(proposal, candidates=found, fixed_latency_ms=self.fixed_ms)
 
     def _timed(self, name: str, option: Option) -> Option:
         points = self.times.get(name, {}).get(family(option))
@@ -105,7 +102,7 @@ def read_table(raw: Mapping[str, Any]) -> Table:
             for layer, item in raw["times"].items()
         }
         told = str(raw.get("machine", "")), str(raw.get("network", ""))
-        return Table(str(raw["runtime"]), float(raw["dense_ms"]), times, *told)
+        return Table(str(raw["runtime"]), float(raw["dense_ms"]), float(raw["fixed_ms"]), times, *told)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"the latency table is malformed ({error}): time the candidates again") from error
 
@@ -126,14 +123,17 @@ def time_candidates(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / layer_times.DENSE).write_bytes(dense)
-        whole = device.open_graph(folder / layer_times.DENSE), image[None]
+        (folder / layer_times.THIN).write_bytes(thin_network(problem, proposal, image.shape))
+        whole, layers = (device.open_graph(folder / layer_times.DENSE), image[None]), []
         for layer in write_layers(folder, problem, proposal):
+            layers.append(layer)
             found[layer.name] = layer_times.time_layer(folder, layer, whole, device)
             for candidate in layer.candidates:
                 (folder / candidate.file).unlink()
             if problem.progress is not None:
                 problem.progress(1, f"timing {layer.name}")
-        return read_table(layer_times.table(*whole, found, device, layer_times.digest(dense)))
+        index = layer_times.Index(layer_times.digest(dense), tuple(image.shape), tuple(layers))
+        return read_table(layer_times.table(folder, index, whole, found, device))
 
 
 def time_networks(

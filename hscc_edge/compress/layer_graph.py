@@ -20,6 +20,7 @@ with extra("workstation"):
     from torch.nn import functional
 
 OPSET = 18
+BLOCK = 8  # channels that ONNX Runtime and TensorRT keep together; maps of fewer stay as they are
 
 
 @dataclass(slots=True)
@@ -37,20 +38,26 @@ class _Graph:
         self.nodes.append(helper.make_node(operation, list(inputs), [output], **attributes))
 
 
-def layer_graph(module: nn.Module, shape: Sequence[int]) -> bytes:
+def layer_graph(module: nn.Module, shape: Sequence[int], *, between: bool = False) -> bytes:
     """The graph of one layer: input "image" of this shape, batch first, output "logits".
+
+    Args:
+        between: set a layer of maps between a 1 x 1 depthwise convolution and a mean, so that its maps come and go as
+            they do in a network, in the runtime's own layout. A graph of a ReLU alone then takes what is not the layer.
 
     Raises:
         ModelError: if the layer computes something that is not known here.
     """
     traced, graph = fx.symbolic_trace(module.eval()), _Graph()
-    given = ""
+    maps = between and len(shape) > 2
     for node in traced.graph.nodes:
         if node.op == "output":
-            graph.node("Identity", [node.args[0].name], "logits")
+            graph.node("GlobalAveragePool" if maps else "Identity", [node.args[0].name], "logits")
+        elif node.op == "placeholder" and maps and shape[1] % BLOCK == 0:
+            ones = graph.constant(torch.ones(shape[1], 1, *[1] * (len(shape) - 2)))
+            graph.node("Conv", ["image", ones], node.name, group=shape[1], kernel_shape=[1] * (len(shape) - 2))
         elif node.op == "placeholder":
-            given = node.name
-            graph.node("Identity", ["image"], given)
+            graph.node("Identity", ["image"], node.name)
         elif node.op != "get_attr":
             _emit(graph, traced, node)
     model = helper.make_model(

@@ -83,16 +83,22 @@ def sample(
 ) -> tuple[Times, ...]:
     """Milliseconds of every call of each runtime, forth and back (A B B A) on one batch, for about `seconds`.
 
+    Where another runtime ran before, one call goes untimed: it brings the weights back into the processor's cache, as
+    they are where one network serves alone.
+
     Args:
         batches: (B, C, H, W) each, used in turn.
         least: calls of each runtime, however long they take.
     """
     times: tuple[list[float], ...] = tuple([] for _ in runtimes)
     order = (*range(len(runtimes)), *reversed(range(len(runtimes))))
-    deadline = time.perf_counter() + seconds
+    last, deadline = -1, time.perf_counter() + seconds
     while len(times[0]) < least or time.perf_counter() < deadline:
         batch = batches[len(times[0]) // 2 % len(batches)]
         for side in order:
+            if side != last:
+                call_ms(runtimes[side], batch)
+            last = side
             times[side].append(call_ms(runtimes[side], batch))
     return tuple(np.array(side) for side in times)
 
@@ -107,6 +113,8 @@ def call_ms(runtime: Runtime, images: Images) -> float:
 def medians(calls: Sequence[tuple[Runtime, Images]], *, own_clock: bool) -> list[float]:
     """Median milliseconds of each of many calls, all in turn over ROUNDS rounds; short calls are repeated in a round.
 
+    The first call of each turn goes untimed, as in `sample`.
+
     Args:
         own_clock: time by the calling thread's processor clock, which leaves out what else runs on the machine; only
             where this thread does all the work.
@@ -114,6 +122,7 @@ def medians(calls: Sequence[tuple[Runtime, Images]], *, own_clock: bool) -> list
     clock = time.thread_time_ns if own_clock else time.perf_counter_ns
 
     def mean_ms(call: tuple[Runtime, Images], count: int) -> float:
+        call[0].infer(call[1])
         start = clock()
         for _ in range(count):
             call[0].infer(call[1])

@@ -1,9 +1,11 @@
 """A directory of layers' candidates as ONNX graphs, made on a workstation, timed on the device that will serve.
 
-    index.json  dense.onnx  0-0.onnx 0-1.onnx ... (layer, candidate)
+    index.json  dense.onnx  thin.onnx  0-empty.onnx 0-0.onnx 0-1.onnx ... (layer, candidate)
 
 Every candidate of a layer is timed in turn with the whole dense network, and its time is that network's times its
-share, which cancels the drift of a machine between layers. The outcome is the table that `compress` reads.
+share, which cancels the drift of a machine between layers. What an empty graph of the same input takes is no part of a
+candidate. What the thin network takes beyond its layers is no part of any: the fixed part. The outcome is the table
+that `compress` reads.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from hscc_edge.runtime import Runtime
 from hscc_edge.validate.latency import medians
 from hscc_edge.validate.machine import machine_facts
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 DENSE = "dense.onnx"
+THIN = "thin.onnx"
+LEAST = 1e-6
 Opener = Callable[[Path], Runtime]
 Progress = Callable[[int, str], None]
 Points = dict[str, list[tuple[float, float]]]
@@ -42,12 +46,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's candidates; `batch` is the shape that the graphs take, `calls` how often one image runs the layer."""
+    """A layer's candidates.
+
+    Attributes:
+        batch: the shape that the graphs take; `calls`: how often one image runs the layer.
+        empty: the graph without the layer.
+        thin_family, thin_flops: which candidate the thin network has.
+    """
 
     name: str
     batch: tuple[int, ...]
     calls: int
+    empty: str
     candidates: tuple[Candidate, ...]
+    thin_family: str
+    thin_flops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +134,22 @@ def read_index(folder: Path) -> Index:
 def _parse(raw: Mapping[str, Any]) -> Index:
     if raw["version"] != VERSION:
         raise ValueError(f"version {raw['version']}, expected {VERSION}")
-    layers = tuple(
-        Layer(str(item["name"]), tuple(item["batch"]), int(item["calls"]),
-              tuple(Candidate(str(c["family"]), float(c["flops"]), _inside(c["file"])) for c in item["candidates"]))
-        for item in raw["layers"]
-    )  # fmt: skip
+    layers = tuple(_parse_layer(item) for item in raw["layers"])
     return Index(str(raw["network"]), tuple(raw["image"]), layers)
+
+
+def _parse_layer(raw: Mapping[str, Any]) -> Layer:
+    return Layer(
+        name=str(raw["name"]),
+        batch=tuple(raw["batch"]),
+        calls=int(raw["calls"]),
+        empty=_inside(raw["empty"]),
+        candidates=tuple(
+            Candidate(str(item["family"]), float(item["flops"]), _inside(item["file"])) for item in raw["candidates"]
+        ),
+        thin_family=str(raw["thin_family"]),
+        thin_flops=float(raw["thin_flops"]),
+    )
 
 
 def _inside(name: str) -> str:
@@ -152,7 +175,7 @@ def time_directory(folder: Path, device: Device, progress: Progress | None = Non
             found[layer.name] = time_layer(folder, layer, (whole, image), device)
             if progress is not None:
                 progress(1, layer.name)
-        return table(whole, image, found, device, index.network)
+        return table(folder, index, (whole, image), found, device)
     finally:
         whole.close()
 
@@ -160,27 +183,38 @@ def time_directory(folder: Path, device: Device, progress: Progress | None = Non
 def time_layer(folder: Path, layer: Layer, whole: tuple[Runtime, NDArray[np.float32]], device: Device) -> Points:
     """By family, FLOPs and time of a layer's candidates, the time as a share of the whole dense network's."""
     images = np.random.default_rng(0).standard_normal(layer.batch).astype(np.float32)
-    opened = [device.open_graph(folder / candidate.file) for candidate in layer.candidates]
-    whole_ms, *times = medians([whole, *((runtime, images) for runtime in opened)], own_clock=device.own_clock)
+    files = (layer.empty, *(candidate.file for candidate in layer.candidates))
+    opened = [device.open_graph(folder / file) for file in files]
+    timed = medians([whole, *((runtime, images) for runtime in opened)], own_clock=device.own_clock)
+    whole_ms, empty_ms, *times = timed
     for runtime in opened:
         runtime.close()
     found: Points = {}
     for candidate, value in zip(layer.candidates, times, strict=True):
-        found.setdefault(candidate.family, []).append((candidate.flops, value * layer.calls / whole_ms))
+        share = max((value - empty_ms) * layer.calls / whole_ms, LEAST)
+        found.setdefault(candidate.family, []).append((candidate.flops, share))
     return found
 
 
 def table(
-    whole: Runtime, image: NDArray[np.float32], found: Mapping[str, Points], device: Device, network: str
+    folder: Path,
+    index: Index,
+    whole: tuple[Runtime, NDArray[np.float32]],
+    found: Mapping[str, Points],
+    device: Device,
 ) -> dict[str, Any]:
     """The table's JSON object from shares: they are scaled by the dense network's median, taken now."""
-    (dense_ms,) = medians([(whole, image)], own_clock=device.own_clock)
+    thin = device.open_graph(folder / THIN)
+    dense_ms, thin_ms = medians([whole, (thin, whole[1])], own_clock=device.own_clock)
+    thin.close()
+    layers = sum(dict(found[layer.name][layer.thin_family])[layer.thin_flops] for layer in index.layers)
     times = {
         layer: {name: _rising([(cost, share * dense_ms) for cost, share in points]) for name, points in item.items()}
         for layer, item in found.items()
     }
     return {
-        "version": VERSION, "runtime": f"{whole.name}, {device.note}", "dense_ms": dense_ms, "network": network,
+        "version": VERSION, "runtime": f"{whole[0].name}, {device.note}", "dense_ms": dense_ms,
+        "fixed_ms": max(thin_ms - layers * dense_ms, 0.0), "network": index.network,
         "machine": machine_facts()["machine"], "times": times,
     }  # fmt: skip
 
