@@ -24,7 +24,7 @@ if [ -z "${ARM64_NAMESPACE:-}" ]; then
   [ "$(id -u)" -eq 0 ] || fail "make test-arm64 needs root for chroot and mounts: run it with sudo"
   [ -x "$python" ] || fail "$python does not exist: run make setup first"
   unshare --mount true 2>/dev/null || fail "this machine allows no mounts, as in a plain container: run it on a host or a virtual machine"
-  ARM64_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
+  ARM64_NAMESPACE=1 exec unshare --mount --propagation private bash "$0" "$@"
 fi
 
 emulate() {
@@ -50,7 +50,14 @@ run() {
   local name=$1 start=$SECONDS
   shift
   echo "$name ..." >&2
-  "$@" >"$cache/$name.log" 2>&1 || {
+  set +e # within a condition, bash would go on after a command that fails
+  (
+    set -e
+    "$@"
+  ) >"$cache/$name.log" 2>&1
+  local code=$?
+  set -e
+  [ $code -eq 0 ] || {
     tail -5 "$cache/$name.log" >&2
     fail "the step $name failed, as said above: see $cache/$name.log, mend that and run make test-arm64 again"
   }
@@ -81,8 +88,10 @@ make_wheels() {
 install_wheels() {
   rm -rf "$root/wheels" "$root/opt/hscc-edge"
   cp -r "$wheels" "$root/wheels"
-  inside python3 -m venv /opt/hscc-edge
-  inside /opt/hscc-edge/bin/pip install --no-index --find-links /wheels --only-binary=:all: 'hscc-edge[device]'
+  inside python3 -m venv --without-pip /opt/hscc-edge
+  # Debian's own pip, from the wheel that venv would install; bytecode is made at import, of what is imported
+  inside sh -c 'exec /opt/hscc-edge/bin/python "$(echo /usr/share/python-wheels/pip-*.whl)/pip" install --no-compile \
+    --no-index --find-links /wheels --only-binary=:all: "hscc-edge[device]"'
   rm -r "$root/wheels"
 }
 

@@ -191,7 +191,7 @@ def _there(output: Output, bundle: Bundle, url: str, wanted: Wanted, seconds: fl
     if visit.place is not None:
         output.say(f"what was sent stands in {visit.place} there")
     return {
-        "host": host.address, "place": visit.place, "engine": facts,
+        "host": host.address, "place": visit.place, "bundle": bundle.digest, "engine": facts,
         "bench": {name: answer.content for name, answer in timed.items() if answer.reason is None},
         "not_run": {f"bench --runtime {name}": answer.reason for name, answer in timed.items() if answer.reason},
     }  # fmt: skip
