@@ -7,6 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import Distribution, distributions
 from typing import Any
 
@@ -19,15 +20,21 @@ PLACEHOLDERS = {"", "unknown", "none", "license"}
 
 def inventory() -> dict[str, Any]:
     """Every distribution that this Python sees, those of the system's Python included if it sees them."""
-    found = {_name(item.metadata["Name"]): item for item in reversed(list(distributions())) if item.metadata["Name"]}
     return {
         "kind": "packages",
         "schema": SCHEMA,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": platform.system(),
-        "packages": [_facts(found[name]) for name in sorted(found)],
+        "packages": list(_installed()),
     }
+
+
+@cache
+def _installed() -> tuple[Mapping[str, Any], ...]:
+    """The first of each name on the path, as imports take it."""
+    found = {_name(_field(item, "Name")): item for item in reversed(list(distributions())) if _field(item, "Name")}
+    return tuple(_facts(found[name]) for name in sorted(found))
 
 
 def needed(packages: Mapping[str, Any], extra: str) -> list[str]:
@@ -71,7 +78,7 @@ def _requirement(line: str) -> tuple[str, frozenset[str], str | None]:
 def _facts(item: Distribution) -> dict[str, Any]:
     record, origin = item.read_text("RECORD"), item.read_text("direct_url.json")
     return {
-        "name": _name(item.metadata["Name"]),
+        "name": _name(_field(item, "Name")),
         "version": item.version,
         "licence": _licence(item),
         "requires": sorted(item.requires or ()),

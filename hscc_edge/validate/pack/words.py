@@ -103,7 +103,7 @@ def became(layer: LayerPlan) -> str:
         case "cp":
             return f"a sum of {ranks[0]} terms: 1 x 1, a {kernel} kernel for each channel, 1 x 1 to {outputs}"
         case _:
-            return f"{layer.structure}, sizes {_listed(ranks)}"
+            return f"a thinner layer, of which {_listed(ranks)} are left"
 
 
 def _listed(ranks: tuple[int, ...]) -> str:
