@@ -13,7 +13,7 @@ from hscc_edge.validate.pack.packages import inventory
 from hscc_edge.validate.pack.recording import KINDS, Recording, read_recording, reports_of, tie
 from hscc_edge.validate.pack.site import Site, read_site
 
-ONE = ("validation", "gate", "export", "calibration", "ood", "packages", "doctor")
+ONE = ("validation", "gate", "flips", "robustness", "calibration", "export", "packages", "doctor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,28 @@ class Contents:
         return found[0].content if found else None
 
     @property
+    def gate(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The gate's result and where it stands: its own record, or a part of the validation."""
+        for item, place in ((item, "gate" if item.kind == "validation" else "") for item in self.recordings):
+            found = item.content.get(place) if place else item.content if item.kind == "gate" else None
+            if found:
+                return f"{item.name} /{place}", found
+        return None
+
+    @property
+    def uses(self) -> tuple[str, list[Any]]:
+        """Looks at the test set and where they stand: uses.jsonl, else what the validation knew of them."""
+        for item in (*self.of("uses"), *self.of("validation")):
+            found = item.content if item.kind == "uses" else item.content.get("uses")
+            if found:
+                return item.name, list(found)
+        return "", []
+
+    @property
     def missing(self) -> list[str]:
-        """Kinds of which nothing was given."""
-        return [kind for kind in KINDS if not self.of(kind)]
+        """Kinds of which nothing was recorded."""
+        inside = {"gate": bool(self.gate), "uses": bool(self.uses[1])}
+        return [kind for kind in KINDS if not self.of(kind) and not inside.get(kind)]
 
     @property
     def on_device(self) -> bool:

@@ -176,7 +176,7 @@ def _wrapping(text: object) -> Markup:
 
 
 def _uses(contents: Contents) -> Table | None:
-    lines = [line for item in contents.of("uses") for line in item.content]
+    lines = contents.uses[1]
     caption = f"Uses of the test set, {len(lines)} in all: a test set that is looked at many times is no test set"
     return table_of(caption, lines) if lines else None
 

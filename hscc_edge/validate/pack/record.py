@@ -19,6 +19,7 @@ from hscc_edge.validate.pack.recording import KINDS, Recording
 
 SCHEMA = 1
 UNDECLARED = "none declared here: see the gate"
+WORDS = {"NON-INFERIOR": "pass", "INFERIOR": "fail", "INCONCLUSIVE": "inconclusive"}
 FULL = "no overflow; export refuses an FP32 graph that differs"
 VERDICTS = ("pass", "fail", "inconclusive", "reported", "not run")
 
@@ -45,13 +46,10 @@ class Row:
 
 def rows(contents: Contents) -> list[Row]:
     """Every requirement that the tool knows of, those that nothing was recorded for as "not run"."""
-    made = [*_integrity(contents), *_data(contents)]
-    for kind in KINDS:
-        found = contents.of(kind)
-        if kind in BY_KIND:
-            made += [row for item in found for row in BY_KIND[kind](item)]
-        if not found and kind in ABSENT:
-            made.append(_absent(kind))
+    made = [*_integrity(contents), *_data(contents), *_gate(contents)]
+    for kind, draw in BY_KIND.items():
+        found = [row for item in contents.of(kind) for row in draw(item)]
+        made += found or [_absent(kind)]
     numbers = contents.site.requirements
     return [Row(**{**asdict(row), "site_number": numbers.get(row.id, "")}) for row in made]
 
@@ -100,7 +98,7 @@ def _integrity(contents: Contents) -> Iterator[Row]:
 
 
 def _data(contents: Contents) -> Iterator[Row]:
-    locks, uses = contents.of("lock"), [line for item in contents.of("uses") for line in item.content]
+    locks, (place, uses) = contents.of("lock"), contents.uses
     requirement = "Figures are taken on a checked and locked cohort"
     for item in locks:
         faults, lock = faults_of(_counted(item.content["check"])), item.content
@@ -115,7 +113,7 @@ def _data(contents: Contents) -> Iterator[Row]:
     if uses:
         yield Row(
             "data.uses", "How often the test set was looked at is known", "hscc-edge validate", "none declared",
-            f"{len(uses)} uses", "reported", contents.of("uses")[0].name,
+            f"{len(uses)} uses", "reported", place,
         )  # fmt: skip
     else:
         yield _absent("uses")
@@ -146,10 +144,12 @@ def _export(item: Recording) -> Iterator[Row]:
 def _validation(item: Recording) -> Iterator[Row]:
     found = item.content
     paired, race, test = found["comparison"], found.get("race"), KINDS["validation"].command
+    judged = found.get("verdict") or {}
+    criterion = f"non-inferior at a margin of {100 * judged['margin']:g} points" if judged else UNDECLARED
     yield Row(
-        "validation.difference", "The compressed classifier decides as well as its original", test,
-        UNDECLARED, _interval("points", 100, paired["difference"], paired["low"], paired["high"]),
-        "reported", f"{item.name} /comparison",
+        "validation.difference", "The compressed classifier decides as well as its original", test, criterion,
+        _interval("points", 100, paired["difference"], paired["low"], paired["high"]),
+        WORDS.get(judged.get("word", ""), "reported"), f"{item.name} /comparison",
     )  # fmt: skip
     if race:
         yield Row(
@@ -164,15 +164,26 @@ def _interval(unit: str, scale: float, value: float, low: float, high: float, si
     return f"{scale * value:{form}} {unit} (95 % interval {scale * low:{form}} to {scale * high:{form}})"
 
 
-def _gate(item: Recording) -> Iterator[Row]:
-    for index, line in enumerate(item.content["lines"]):
-        name = str(line.get("name") or line.get("check") or index)
+def _gate(contents: Contents) -> Iterator[Row]:
+    """A row a line of the gate, whose figures name the limit."""
+    if contents.gate is None:
+        yield _absent("gate")
+        return
+    place, found = contents.gate
+    for index, line in enumerate(found["lines"]):
         yield Row(
-            f"gate.{name}", str(line.get("requirement") or line.get("text") or name), KINDS["gate"].command,
-            str(line.get("limit") or line.get("criterion") or "as in gate.toml"),
-            str(line.get("found") or line.get("result") or line.get("sentence") or ""),
-            str(line.get("verdict", "")).lower(), f"{item.name} /lines/{index}",
+            f"gate.{line['name']}", f"Gate: {line['name']}", KINDS["gate"].command, "as in gate.toml",
+            line["figures"], line["state"].lower(), f"{place}/lines/{index}".replace("//", "/"),
         )  # fmt: skip
+
+
+def _doctor(item: Recording) -> Iterator[Row]:
+    found = item.content
+    faults = [str(one.get("name")) for one in found["findings"] if one.get("state") == "fault"]
+    yield Row(
+        "doctor.result", "Nothing keeps the device from its work", KINDS["doctor"].command, "no fault",
+        f"{found['device']}: {', '.join(faults) or 'no fault'}", "fail" if faults else "pass", item.name,
+    )  # fmt: skip
 
 
 def _reported(item: Recording) -> Iterator[Row]:
@@ -188,10 +199,9 @@ def _reported(item: Recording) -> Iterator[Row]:
     )
 
 
-ABSENT = ("validation", "gate", "robustness", "bench", "calibration", "ood", "export", "build", "doctor", "packages")
 BY_KIND = {
-    "export": _export, "validation": _validation, "gate": _gate, "robustness": _reported, "bench": _reported,
-    "calibration": _reported, "ood": _reported, "build": _reported, "doctor": _reported, "packages": _reported,
+    "validation": _validation, "flips": _reported, "robustness": _reported, "calibration": _reported,
+    "bench": _reported, "export": _export, "build": _reported, "doctor": _doctor, "packages": _reported,
 }  # fmt: skip
 
 

@@ -39,11 +39,19 @@ KINDS: dict[str, Kind] = {
         "hscc-edge validate BUNDLE --reference ORIGINAL --cohort COHORT --report report.html",
         frozenset({"candidate", "reference", "comparison", "cohort"}),
     ),
-    "gate": Kind("Gate", "hscc-edge validate ... --gate gate.toml"),
-    "robustness": Kind("Robustness", "hscc-edge validate ... --robustness"),
-    "bench": Kind("Timing on the device", "hscc-edge bench BUNDLE --reference ORIGINAL"),
-    "calibration": Kind("Calibration of probabilities", "hscc-edge calibrate BUNDLE --cohort COHORT"),
-    "ood": Kind("Out-of-distribution score", "hscc-edge validate ... --ood"),
+    "gate": Kind("Gate", "hscc-edge validate ... --gate gate.toml --report report.html", frozenset({"state", "lines"})),
+    "flips": Kind(
+        "Cases that the two decide differently",
+        "hscc-edge flips BUNDLE --reference ORIGINAL --cohort COHORT --out flips.html",
+    ),
+    "robustness": Kind(
+        "Robustness", "hscc-edge robustness BUNDLE --reference ORIGINAL --cohort COHORT --out robustness.json"
+    ),
+    "calibration": Kind(
+        "Temperature and limit of familiarity",
+        "hscc-edge calibrate BUNDLE --cohort COHORT --split val --false-alarms 1",
+    ),
+    "bench": Kind("Timing on the device", "hscc-edge bench BUNDLE --reference ORIGINAL --out bench.json"),
     "export": Kind("Export and parity of the ONNX graphs", "hscc-edge export BUNDLE --cohort COHORT"),
     "build": Kind("Engine", "hscc-edge build BUNDLE --json", frozenset({"builder", "executed", "precision"})),
     "doctor": Kind("State of the device", "hscc-edge doctor --json", frozenset({"device", "findings"})),
@@ -121,8 +129,6 @@ def kind_of(content: Any) -> str | None:
         return None
     if content.get("kind") in KINDS:
         return str(content["kind"])
-    if "kind" in content and isinstance(content["kind"], str):
-        return None
     known = (name for name, kind in KINDS.items() if kind.keys and kind.keys <= content.keys())
     return next(known, "export" if _is_export(content) else None)
 

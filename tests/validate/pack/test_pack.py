@@ -84,7 +84,7 @@ def test_the_page_says_what_was_found_and_what_was_not_run(pack, page, records):
     found = json.loads(records["report"].read_text())
     assert NO_GATE in text and pack.conclusion in text
     assert f"{100 * found['comparison']['difference']:+.1f} points" in text
-    for kind in ("gate", "robustness", "bench", "ood", "doctor"):
+    for kind in ("gate", "robustness", "bench", "flips", "doctor"):
         assert kind in pack.not_run and f"{KINDS[kind].title}: not run" in text
     assert "Locked" in text and "broken before they came" in text and "Uses of the test set, 2 in all" in text
     assert "not of the device" in text and "TensorRT, CUDA and cuDNN: from JetPack, not in this SBOM" in text
@@ -139,6 +139,22 @@ def test_the_verification_record_has_a_verdict_for_every_row(pack, contents):
         assert not row["figure"] or (pack.root / row["figure"].partition(" ")[0]).exists()
     assert len((pack.root / "verification.csv").read_text().splitlines()) == len(rows) + 1
     assert pack.verdicts["not run"] == len(facts["not_run"])
+
+
+def test_the_gates_lines_and_verdict_are_rows(small, records, tmp_path):
+    facts = json.loads(records["report"].read_text())
+    lines = [{"name": "latency.speedup", "state": "FAIL", "figures": "2.9x; at least 4x"},
+             {"name": "memory", "state": "INCONCLUSIVE", "figures": "not measured"}]  # fmt: skip
+    facts |= {"gate": {"state": "FAIL", "lines": lines}, "verdict": {"word": "INCONCLUSIVE", "margin": 0.02}}
+    (tmp_path / "gated.json").write_text(json.dumps(facts))
+    found = gather(small.root, [tmp_path / "gated.json"], WHEN)
+    rows = {row.id: row for row in record.rows(found)}
+    assert rows["gate.latency.speedup"].verdict == "fail" and rows["gate.memory"].verdict == "inconclusive"
+    assert (
+        rows["validation.difference"].verdict == "inconclusive"
+        and "2 points" in rows["validation.difference"].criterion
+    )
+    assert "gate" not in found.missing and "gate.result" not in rows
 
 
 def test_a_record_of_another_bundle_is_refused(dense_bundle, small, records):
