@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,13 @@ from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from hscc_edge.bundle import Bundle
+    from hscc_edge.data.cohort import Cohort
     from hscc_edge.validate.collect import Collection, Conditions
     from hscc_edge.validate.evidence import Evidence
+    from hscc_edge.validate.requirements import Requirements
+
+STYLES = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
 def validate(
@@ -27,6 +33,12 @@ def validate(
         Path | None, typer.Option("--from", help="Weigh what --collect wrote, on the device or here; runs nothing.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML report; its JSON is written beside it.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Points of accuracy that may be lost, declared beforehand: non-inferior?")
+    ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="Requirements (TOML): exit 0 if all pass, 1 if one fails, 3 if inconclusive.")
+    ] = None,
     runtime: Annotated[str, typer.Option(help="ort, eager or trt; both bundles run on it.")] = "ort",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of a CPU runtime.")] = 1,
@@ -36,6 +48,7 @@ def validate(
     """Compare accuracy, divergence and latency with the reference, and write a report.
 
     Example: hscc-edge validate small --reference dense --cohort cohort --report report.html
+    Example: hscc-edge validate small --reference dense --cohort cohort --gate gate.toml
     Example: hscc-edge validate small --reference dense --cohort cohort --collect found.json   (on the device)
     Example: hscc-edge validate --from found.json --report report.html   (at the workstation)
     """
@@ -44,18 +57,33 @@ def validate(
 
     if threads < 1 or seconds < 0:
         raise InputError(f"--threads is {threads}, --seconds is {seconds}: expected 1 or more, and 0 or more")
-    output = Output(as_json)
+    output, wanted = Output(as_json), _wanted(margin, gate)
     if collected is not None:
-        found = read_collection(collected)
+        found, ran = read_collection(collected), None
     else:
         conditions = Conditions(runtime, precision, threads, seconds)
-        found = _collect(output, bundle, reference, cohort, split, conditions)
+        found, ran = _collect(output, bundle, reference, cohort, split, conditions)
     if collect is not None:
         durable.write_json(collect, found.to_json())
         output.say(f"{collect}: {found.cohort['cases']} cases; weigh them with hscc-edge validate --from {collect}")
         output.result({"collection": str(collect), "cases": found.cohort["cases"]})
         return
-    _weigh(output, found, report)
+    _weigh(output, found, report, wanted, ran)
+
+
+def _wanted(margin: float | None, gate: Path | None) -> Requirements | None:
+    """What is asked for; None if nothing is."""
+    from hscc_edge.validate.noninferiority import check_margin
+    from hscc_edge.validate.requirements import Requirements, read_requirements
+
+    if margin is not None:
+        check_margin(margin / 100)
+    if gate is None:
+        return None if margin is None else Requirements(margin=margin / 100)
+    wanted = read_requirements(gate)
+    if margin is not None and wanted.margin not in (None, margin / 100):
+        raise InputError(f"--margin is {margin:g} and {gate} says another: give one of them")
+    return wanted if margin is None else dataclasses.replace(wanted, margin=margin / 100)
 
 
 def _collect(
@@ -65,38 +93,53 @@ def _collect(
     cohort: Path | None,
     split: str,
     conditions: Conditions,
-) -> Collection:
+) -> tuple[Collection, tuple[Bundle, Cohort]]:
     from hscc_edge.bundle import read_bundle
     from hscc_edge.data.cohort import read_cohort
     from hscc_edge.validate.collect import collect
 
     if bundle is None or reference is None or cohort is None:
         raise InputError("BUNDLE, --reference and --cohort are not all given: give the three, or --from alone")
-    part = read_cohort(cohort).select(split)
+    part, candidate = read_cohort(cohort).select(split), read_bundle(bundle)
     with output.progress("validate", 2 * len(part.instances)) as advance:
-        return collect(read_bundle(bundle), read_bundle(reference), part, conditions, advance)
+        return collect(candidate, read_bundle(reference), part, conditions, advance), (candidate, part)
 
 
-def _weigh(output: Output, found: Collection, report: Path | None) -> None:
+def _weigh(
+    output: Output,
+    found: Collection,
+    report: Path | None,
+    wanted: Requirements | None,
+    ran: tuple[Bundle, Cohort] | None,
+) -> None:
     from hscc_edge import durable
+    from hscc_edge.cli.gated import gated
     from hscc_edge.validate.evidence import weigh
 
-    evidence = weigh(found)
+    evidence = weigh(found) if wanted is None else weigh(found, wanted.margin, wanted.group_margin)
+    gating = None if wanted is None else gated(wanted, found, evidence, ran)
+    facts = evidence.to_json() | ({} if gating is None else {"gate": gating.to_json()})
     if report is not None:
         from hscc_edge.validate.report import render
 
         durable.write_text(report, render(evidence))
-        durable.write_json(report.with_suffix(".json"), evidence.to_json())
+        durable.write_json(report.with_suffix(".json"), facts)
     _show(output, evidence)
-    output.result(evidence.to_json())
+    for line in () if gating is None else gating.lines:
+        output.say(str(line), STYLES[line.state])
+    output.result(facts)
+    if gating is not None and wanted is not None and wanted.lines:  # a margin alone is answered, not enforced
+        raise typer.Exit(gating.exit_code)
 
 
 def _show(output: Output, evidence: Evidence) -> None:
     from hscc_edge.validate.report import share, verdict
+    from hscc_edge.validate.uses import sentence
 
     found, race = evidence.comparison, evidence.race
     rows = [
-        ("original", share(evidence.reference_figures.accuracy), f"{evidence.reference_figures.macro_f1.value:.3f}", "-",
+        ("original", share(evidence.reference_figures.accuracy),
+         f"{evidence.reference_figures.macro_f1.value:.3f}", "-",
          *(f"{getattr(race.reference, name):.2f}" for name in ("p50_ms", "p90_ms", "p99_ms"))),
         ("compressed", share(evidence.candidate_figures.accuracy), f"{evidence.candidate_figures.macro_f1.value:.3f}",
          f"{found.kl:.4f} (SE {found.kl_se:.4f})",
@@ -105,4 +148,5 @@ def _show(output: Output, evidence: Evidence) -> None:
     columns = ("classifier", "accuracy (95 % interval)", "macro F1", "KL", "p50 ms", "p90 ms", "p99 ms")
     output.table(f"{evidence.cohort['cases']} cases on {evidence.conditions['runtime_name']}", columns, rows)
     output.say(f"{verdict(evidence)} {race.speedup:.2f}x faster ({race.low:.2f} to {race.high:.2f}).")
+    output.say(sentence(evidence.uses))
     output.say("; ".join(evidence.not_run))

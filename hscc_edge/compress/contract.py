@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.compress.allocate import Budget
@@ -24,8 +23,11 @@ from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.subset import choose
 from hscc_edge.errors import BudgetError, GateError, InputError, extra
 from hscc_edge.model.head import parse_head
+from hscc_edge.validate import power
 from hscc_edge.validate.compare import Comparison, compare
+from hscc_edge.validate.noninferiority import NON_INFERIOR, word_of
 from hscc_edge.validate.predict import predict
+from hscc_edge.validate.uses import record
 
 with extra("workstation"):
     import torch
@@ -46,7 +48,8 @@ class Contract:
     Attributes:
         max_drop: accuracy may fall by so many points; None for no such limit.
         max_kl: mean KL from the original, nats an image; None for no such limit.
-        confidence: per cent; the lower bound of the paired interval must hold then, else the point estimate.
+        confidence: per cent; the network must then be non-inferior at `max_drop` by the paired interval of that level,
+            as `validate --margin` has it; else the point estimate counts.
     """
 
     max_drop: float | None = None
@@ -55,8 +58,12 @@ class Contract:
 
     def holds(self, found: Comparison) -> bool:
         """Whether the limits hold."""
-        drop = -100.0 * (found.difference if self.confidence is None else found.low)
-        return (self.max_drop is None or drop <= self.max_drop) and (self.max_kl is None or found.kl <= self.max_kl)
+        return self._drop_holds(found) and (self.max_kl is None or found.kl <= self.max_kl)
+
+    def _drop_holds(self, found: Comparison) -> bool:
+        if self.max_drop is None or self.confidence is None:
+            return self.max_drop is None or -100.0 * found.difference <= self.max_drop
+        return word_of(found.low, found.high, self.max_drop / 100.0) == NON_INFERIOR
 
     def __str__(self) -> str:
         """As in a plan's budget."""
@@ -141,17 +148,11 @@ def _refusal(contract: Contract, trials: Sequence[Trial]) -> str:
 
 
 def cases_needed(found: Comparison, max_drop: float, confidence: float) -> int:
-    """Cases with which the lower bound would hold, if difference and discordance stayed as they are.
+    """Cases with which the lower bound would hold in one of two cohorts, were difference and discordance as seen.
 
-    From the variance of a paired difference (p - d^2) / n, p the share of discordant cases (Connor 1987); where none is
-    discordant p is taken at its upper bound 3 / n (the rule of three).
+    0 where the difference itself is beyond the limit, so that no number of cases would do.
     """
-    discordant = (found.only_reference + found.only_candidate) / found.cases or 3.0 / found.cases
-    room = max_drop / 100.0 + found.difference
-    if room <= 0:
-        return 0
-    z = float(norm.ppf(0.5 + confidence / 200.0))
-    return math.ceil(z * z * (discordant - found.difference**2) / (room * room))
+    return power.cases_needed(power.observed(found.pairs), max_drop / 100.0, 0.5, confidence / 100.0) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +172,33 @@ class NetworkRuntime:
 
 
 def judge_of(bundle: Bundle, original: nn.Module, cohort: Cohort, level: float = 0.95) -> Judge:
-    """Compares networks with the original on a cohort, case by case; the original runs once."""
+    """Compares networks with the original on a cohort, case by case; the original runs once.
+
+    That the split was used is written down beside the cohort.
+
+    Raises:
+        InputError: if an image is of the test split.
+    """
+    if any(item.split == "test" for item in cohort.instances):
+        raise InputError(
+            f"the contract would be searched on the test split of {cohort.root}, which could then prove nothing: give "
+            "a validation split"
+        )
+    record(cohort, (bundle.digest,), "compress")
     head = parse_head(bundle.spec.head)
     reference = predict(bundle, NetworkRuntime(original), cohort)
 
-    def judge(network: nn.Module) -> Comparison:
+    def compared(network: nn.Module) -> Comparison:
         return compare(reference, predict(bundle, NetworkRuntime(network.eval()), cohort), head, level=level)
 
-    return judge
+    return compared
 
 
 def validation_of(cohort: Cohort, calibration: Cohort, preprocess: Preprocess, seed: int) -> tuple[Cohort, str]:
     """The split that decides, and its name: val, or else train images that did not calibrate (at most 1,000).
 
-    The original has learned the latter, so that their accuracy is too good and a drop shows late.
+    The original has learned the latter, so that their accuracy is too good and a drop shows late. Never test: what
+    chooses the network cannot prove it as well.
     """
     if any(item.split == "val" for item in cohort.instances):
         return cohort.select("val"), "val"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hscc_edge.bundle import Bundle
 from hscc_edge.data.case import inputs_of, load
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.data.subgroups import by_case
 from hscc_edge.errors import BundleError, InputError
 from hscc_edge.model.decision import question
 from hscc_edge.runtime import open_runtime
@@ -26,6 +27,7 @@ from hscc_edge.validate.latency import Latency, Race, race
 from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.predict import check_fit, predict
 from hscc_edge.validate.predictions import Predictions, bundle_facts, read_predictions
+from hscc_edge.validate.uses import Use, read_use, record
 
 Progress = Callable[[int, str], None]
 KIND, SCHEMA = "collection", 1
@@ -50,6 +52,8 @@ class Collection:
         cohort: name, source, digest, splits, classes and counts of what they were run on; no file, no identifier.
         conditions: how it was run, on which machine, with which versions.
         race: calls of both in turn, batch 1, model alone.
+        columns: of subgroups, such as "sex" -> value of every case; those of the cohort's table that are known.
+        uses: every look at these splits so far, this one last.
     """
 
     reference: Predictions
@@ -57,22 +61,31 @@ class Collection:
     cohort: Mapping[str, Any]
     conditions: Mapping[str, Any]
     race: Race
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    uses: tuple[Use, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON objects under a versioned schema."""
         return {
             "kind": KIND, "schema": SCHEMA, "reference": self.reference.to_json(),
             "candidate": self.candidate.to_json(), "cohort": dict(self.cohort), "conditions": dict(self.conditions),
-            "race": asdict(self.race),
+            "race": asdict(self.race), "columns": {name: list(values) for name, values in self.columns.items()},
+            "uses": [asdict(use) for use in self.uses],
         }  # fmt: skip
 
 
 def collect(
-    candidate: Bundle, reference: Bundle, cohort: Cohort, conditions: Conditions, progress: Progress | None = None
+    candidate: Bundle,
+    reference: Bundle,
+    cohort: Cohort,
+    conditions: Conditions,
+    progress: Progress | None = None,
+    purpose: str = "validate",
 ) -> Collection:
     """Run both bundles on the same runtime over every case, then time them interleaved.
 
-    One image is in memory at a time; time grows with the images, and the result with images x labels.
+    One image is in memory at a time; time grows with the images, and the result with images x labels. That the split
+    was looked at is written down first, beside the cohort (`uses.py`), for `purpose`.
 
     Raises:
         BundleError: if the bundles differ in labels, head, decision or preprocessing.
@@ -80,6 +93,7 @@ def collect(
     """
     check_alike(candidate, reference)
     check_fit(reference, cohort)
+    uses = record(cohort, (candidate.digest, reference.digest), purpose)
     old, new = (
         open_runtime(bundle, conditions.runtime, precision=conditions.precision, threads=conditions.threads)
         for bundle in (reference, candidate)
@@ -97,7 +111,8 @@ def collect(
         old.close()
         new.close()
     facts = {**asdict(conditions), "runtime_name": first.runtime, **machine_facts()}
-    return Collection(first, second, cohort_facts(cohort, first), facts, timed)
+    columns = by_case(cohort, first.rule.unit)
+    return Collection(first, second, cohort_facts(cohort, first), facts, timed, columns, uses)
 
 
 def read_collection(path: Path) -> Collection:
@@ -116,6 +131,8 @@ def read_collection(path: Path) -> Collection:
         return Collection(
             read_predictions(raw["reference"]), read_predictions(raw["candidate"]), dict(raw["cohort"]),
             dict(raw["conditions"]), _read_race(raw["race"]),
+            {name: tuple(values) for name, values in raw.get("columns", {}).items()},
+            tuple(read_use(use) for use in raw.get("uses", ())),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is malformed ({type(error).__name__}): collect again") from error

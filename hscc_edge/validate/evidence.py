@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ from hscc_edge.validate.compare import Comparison, compare
 from hscc_edge.validate.latency import Race
 from hscc_edge.validate.machine import machine_facts as machine_facts
 from hscc_edge.validate.metrics import Figures, figures_of
+from hscc_edge.validate.noninferiority import Verdict, judge
 from hscc_edge.validate.outcomes import outcomes
 from hscc_edge.validate.predict import Case
 from hscc_edge.validate.predictions import Predictions
+from hscc_edge.validate.subgroups import Group, groups
+from hscc_edge.validate.uses import Use
 
 SCHEMA = 1
 NOT_RUN = ("TensorRT on a Jetson: not run", "power and temperature: not measured")
@@ -22,7 +26,13 @@ NOT_RUN = ("TensorRT on a Jetson: not run", "power and temperature: not measured
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A candidate against its reference on one cohort."""
+    """A candidate against its reference on one cohort.
+
+    Attributes:
+        verdict: non-inferior or not at the margin that was declared; None if none was.
+        groups: every class and subgroup, with words if a margin was declared for them.
+        uses: every look at these splits so far, this one last.
+    """
 
     reference: dict[str, Any]
     candidate: dict[str, Any]
@@ -33,11 +43,18 @@ class Evidence:
     comparison: Comparison
     race: Race
     cases: tuple[dict[str, Any], ...]
+    verdict: Verdict | None = None
+    groups: tuple[Group, ...] = ()
+    uses: tuple[Use, ...] = ()
     not_run: tuple[str, ...] = NOT_RUN
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON objects under a versioned schema."""
-        return {"schema": SCHEMA, **asdict(self)}
+        found = {"schema": SCHEMA, **asdict(self)}
+        if not math.isfinite(self.comparison.kl):
+            names = ("kl", "kl_se", "logit_mean", "logit_largest")
+            found["comparison"] |= dict.fromkeys(names)
+        return found
 
 
 def gather(
@@ -47,9 +64,15 @@ def gather(
     return weigh(collect(candidate, reference, cohort, conditions, progress))
 
 
-def weigh(found: Collection) -> Evidence:
-    """The figures of a collection, wherever it was made; nothing is run again."""
+def weigh(found: Collection, margin: float | None = None, group_margin: float | None = None) -> Evidence:
+    """The figures of a collection, wherever it was made; nothing is run again.
+
+    Args:
+        margin: declared beforehand, a share: the candidate may decide so much fewer cases rightly.
+        group_margin: likewise, of every subgroup.
+    """
     first, second = found.reference, found.candidate
+    compared = compare(first.cases, second.cases, first.head)
     return Evidence(
         reference=_facts(first),
         candidate=_facts(second),
@@ -57,9 +80,12 @@ def weigh(found: Collection) -> Evidence:
         conditions=dict(found.conditions),
         reference_figures=_figures(first),
         candidate_figures=_figures(second),
-        comparison=compare(first.cases, second.cases, first.head),
+        comparison=compared,
         race=found.race,
         cases=tuple(_case_facts(a, b) for a, b in zip(first.cases, second.cases, strict=True)),
+        verdict=None if margin is None else judge(compared.pairs, margin),
+        groups=groups(first.cases, second.cases, found.columns, group_margin),
+        uses=found.uses,
     )
 
 

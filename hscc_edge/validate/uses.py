@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hscc_edge
 from hscc_edge import durable
@@ -80,8 +81,7 @@ def read_uses(root: Path) -> tuple[Use, ...]:
 
 def _parse(path: Path, number: int, line: str) -> Use:
     try:
-        raw = json.loads(line)
-        return Use(**{**raw, "splits": tuple(raw["splits"]), "bundles": tuple(raw["bundles"])})
+        return read_use(json.loads(line))
     except (ValueError, TypeError, KeyError) as error:
         raise CohortError(
             f"line {number} of {path} is malformed ({type(error).__name__}): put back the file as it was, since it is "
@@ -89,8 +89,15 @@ def _parse(path: Path, number: int, line: str) -> Use:
         ) from error
 
 
+def read_use(raw: Mapping[str, Any]) -> Use:
+    """A use from its JSON; lists become tuples again."""
+    return Use(**{**raw, "splits": tuple(raw["splits"]), "bundles": tuple(raw["bundles"])})
+
+
 def sentence(uses: Sequence[Use]) -> str:
     """How often the splits were looked at, and what that means."""
+    if not uses:
+        return "uses of the split: not recorded"
     splits = ", ".join(sorted({split for use in uses for split in use.splits}))
     candidates = len({use.bundles[0] for use in uses if use.bundles})
     told = f"this is use {len(uses)} of the split {splits}, with {candidates} candidates so far"

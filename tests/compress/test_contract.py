@@ -1,8 +1,10 @@
 """Contracts: the strongest compression that holds, refusals that name the nearest, and jobs on the command line."""
 
+import dataclasses
 import json
 
 import commandline
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,11 +12,12 @@ from torch import nn
 
 from hscc_edge.bundle import read_bundle
 from hscc_edge.compress.compression import Compressed
-from hscc_edge.compress.contract import Contract, cases_needed, check_contract, strongest
+from hscc_edge.compress.contract import Contract, cases_needed, check_contract, judge_of, strongest
 from hscc_edge.errors import BudgetError, GateError, InputError
 from hscc_edge.model.plan import Plan, parse_plan
 from hscc_edge.validate.compare import Comparison
-from hscc_edge.validate.paired import Pairs
+from hscc_edge.validate.noninferiority import judge
+from hscc_edge.validate.paired import Pairs, interval
 
 RUN = ["compress", "{dense}", "--cohort", "{cohort}", "--images", "32"]
 
@@ -69,11 +72,28 @@ def test_nothing_holds_is_a_gate_with_the_nearest():
 
 
 def test_cases_needed_fall_with_room():
-    few, many = (cases_needed(comparison(0, -0.002, only=2), drop, 95.0) for drop in (2.0, 0.5))
+    few, many = (cases_needed(comparison(0, -0.01, only=1), drop, 95.0) for drop in (5.0, 2.0))
     assert many > few > 0
     assert cases_needed(comparison(0, -0.02, only=2), 1.0, 95.0) == 0
     # no discordant case in 100: three in a hundred is the upper bound
-    assert cases_needed(comparison(0), 1.0, 95.0) == pytest.approx(1.96**2 * 0.03 / 0.01**2, rel=0.01)
+    assert cases_needed(comparison(0), 1.0, 95.0) == pytest.approx(1.96**2 * 0.03 / 0.01**2, rel=0.05)
+
+
+def test_a_contract_is_the_gate_of_validation():
+    """What --max-drop lets pass, validate --margin calls non-inferior, and nothing else."""
+    rng = np.random.default_rng(0)
+    for gain, loss, cases in rng.integers((0, 0, 60), (8, 12, 900), size=(200, 3)).tolist():
+        pairs = Pairs(gain, loss, cases, cases)
+        low, high = interval(pairs)
+        found = dataclasses.replace(comparison(0), difference=pairs.difference, low=low, high=high, pairs=pairs)
+        holds = Contract(max_drop=1.5, confidence=95.0).holds(found)
+        assert holds == (judge(pairs, 0.015).word == "NON-INFERIOR")
+
+
+def test_the_test_split_is_not_searched_on(dense, phantom):
+    bundle = read_bundle(dense)
+    with pytest.raises(InputError, match="could then prove nothing"):
+        judge_of(bundle, nn.Identity(), phantom)
 
 
 @pytest.mark.parametrize(
