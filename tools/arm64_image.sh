@@ -18,7 +18,6 @@ fail() {
 
 restore() {
   [ -z "$registered" ] || echo -1 >"$binfmt/qemu-aarch64"
-  rm -rf "$cache/base/$binding"
 }
 
 command -v buildah >/dev/null || fail "buildah is not installed: run bash tools/system_packages.sh image"
