@@ -1,6 +1,6 @@
 """Does an image get the same bits whatever batch it comes in: ONNX Runtime on the CPU and torch, whole networks.
 
-    python benchmarks/batches.py [--out docs/batches.json]
+    python benchmarks/batches.py [--out docs/batches.json] [--only NAME]
 
 Networks of full size with made-up weights, 16 images of noise; each batch size is compared with one image a call. Also
 compared: a second session, and the same batch a second time. Takes a few minutes on two cores.
@@ -101,9 +101,12 @@ def main() -> None:
     """Measure every network and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/batches.json"))
-    out = parser.parse_args().out
-    found: dict[str, Any] = {}
+    parser.add_argument("--only", default="", help="Networks whose name begins so.")
+    given = parser.parse_args()
+    out, found = given.out, dict[str, Any]()
     for name, (make, shape) in NETWORKS.items():
+        if not name.startswith(given.only):
+            continue
         torch.manual_seed(0)
         network = make().eval()
         content = export_onnx(network, shape)

@@ -21,7 +21,7 @@ LAYERS = (
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
     "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
-    "export.builder", "export.engine", "export.inspection", "export.parity", "export.verification",
+    "export.builder", "export.engine", "export.inspection", "export.parity", "export.refit", "export.verification",
     "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case", "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hscc_edge.cli.output import Advance, JsonFlag, Output
+from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from hscc_edge.bundle import Bundle
     from hscc_edge.export.builder import BuildOptions
     from hscc_edge.runtime.engines import EngineFacts
@@ -101,6 +98,7 @@ class Wanted:
 
 
 def _here(output: Output, bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
+    from hscc_edge.cli.verification import verify
     from hscc_edge.export.devices import detect, require_supported
     from hscc_edge.export.engine import build_engine
     from hscc_edge.power_mode import current_name
@@ -121,7 +119,7 @@ def _here(output: Output, bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
     output.say(f"{facts.half_layers} of {facts.layers} layers FP16; {facts.note}")
     if facts.dla is not None:
         _tell_fallbacks(output, facts)
-    verified, reason = _verify(output, bundle, facts, wanted, cache)
+    verified, reason = verify(output, bundle, facts, wanted.cohort, wanted.images, cache)
     output.say(reason, style="green" if verified.parity else "yellow")
     return {**verified.to_json(), "reused": facts.reused, "active": verified.parity is not None, "activation": reason}
 
@@ -131,39 +129,6 @@ def _tell_fallbacks(output: Output, facts: EngineFacts) -> None:
     output.say(f"{count} layers fell back from DLA {facts.dla} to the GPU; why: {Path(facts.path).with_suffix('.log')}")
     for name in facts.dla_fallbacks:
         output.say(f"  {name}")
-
-
-def _verify(output: Output, bundle: Bundle, facts: EngineFacts, wanted: Wanted, cache: Path) -> tuple[EngineFacts, str]:
-    """The facts after verification, and what became of the engine; it is activated if it passed."""
-    from hscc_edge.export.verification import verify_engine
-    from hscc_edge.runtime import PRECISIONS
-    from hscc_edge.runtime.engines import activate
-    from hscc_edge.runtime.nvidia import gpu_name
-
-    if gpu_name() is None:
-        return facts, "not verified: no GPU; not activated"
-    if wanted.cohort is None:
-        return facts, "not verified: no --cohort was given; not activated"
-    with output.progress("verify") as advance:
-        found = _images(bundle, wanted.cohort, wanted.images, advance)
-        verified = verify_engine(Path(facts.path), bundle.path(PRECISIONS[wanted.precision]), found)
-    activate(cache, bundle, verified)
-    return verified, f"verified on {len(found)} images, and active"
-
-
-def _images(bundle: Bundle, place: Path, count: int, advance: Advance) -> list[NDArray[np.float32]]:
-    """Up to `count` inputs of the test split, spread evenly over it."""
-    from hscc_edge.data.case import inputs_of, load
-    from hscc_edge.data.cohort import read_cohort
-    from hscc_edge.data.preprocess import parse_preprocess
-
-    cohort, preprocess = read_cohort(place).select("test"), parse_preprocess(bundle.spec.preprocess)
-    inputs = inputs_of(cohort, preprocess)
-    step, found = max(len(inputs) // count, 1), []
-    for items in inputs[::step][:count]:
-        found.append(load(cohort, items, preprocess))
-        advance()
-    return found
 
 
 def _there(output: Output, bundle: Bundle, url: str, wanted: Wanted, seconds: float, keep: bool) -> dict[str, Any]:

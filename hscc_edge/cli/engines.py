@@ -79,6 +79,38 @@ def rollback(
 
 
 @app.command()
+def refit(
+    key: Key,
+    bundle: BundleArgument,
+    cohort: Annotated[
+        Path | None, typer.Option(help="Cohort whose test images verify the engine; without, it is not activated.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images to verify on.")] = 64,
+    cache: Cache = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Swap a bundle's weights into an engine that was built with --refittable, then verify and activate it.
+
+    The bundle must be of the same plan, such as a fine-tuned one; the engine that it is made from stays.
+
+    Example: hscc-edge engines refit 3f2a finetuned --cohort cohort
+    """
+    from hscc_edge.bundle import read_bundle
+    from hscc_edge.cli.verification import verify
+    from hscc_edge.export.refit import refit_engine
+    from hscc_edge.runtime import PRECISIONS
+    from hscc_edge.runtime.engines import cache_directory, find_listed, read_engine
+
+    output, place, found = Output(as_json), cache or cache_directory(), read_bundle(bundle)
+    path = find_listed(place, key)
+    graph = found.path(PRECISIONS[read_engine(path).precision])
+    facts = refit_engine(path, graph.read_bytes(), place)
+    verified, reason = verify(output, found, facts, cohort, images, place)
+    output.say(f"{facts.path}, {facts.seconds:.1f} s: {reason}")
+    output.result({**verified.to_json(), "active": verified.parity is not None, "activation": reason})
+
+
+@app.command()
 def remove(key: Key, cache: Cache = None, as_json: JsonFlag = False) -> None:
     """Delete an engine that is not active, with its facts and log.
 

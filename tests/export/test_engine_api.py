@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 from cuda.bindings import runtime as cudart
 
-from hscc_edge.export import builder, engine
+from hscc_edge.export import builder, engine, refit
 from hscc_edge.runtime import nvidia
 from hscc_edge.runtime import trt as runtime
 from hscc_edge.runtime.nvidia import load_tensorrt
 
 trt = load_tensorrt()
-MODULES = (builder, engine, nvidia, runtime)
+MODULES = (builder, engine, refit, nvidia, runtime)
 OPTIONAL = {"ComputeCapability", "STRONGLY_TYPED", "EXPLICIT_BATCH"}
 OWNERS = {
     "trt": trt, "builder": trt.Builder, "network": trt.INetworkDefinition, "parser": trt.OnnxParser,
     "layer": trt.ILayer, "config": trt.IBuilderConfig, "profile": trt.IOptimizationProfile,
     "self._engine": trt.ICudaEngine, "lane.context": trt.IExecutionContext, "context": trt.IExecutionContext,
-    "self._loader": trt.Runtime, "cudart": cudart, "self._cuda": cudart, "properties": cudart.cudaDeviceProp,
+    "self._loader": trt.Runtime, "loader": trt.Runtime,
+    "refitter": trt.Refitter, "weights": trt.OnnxParserRefitter,
+    "cudart": cudart, "self._cuda": cudart, "properties": cudart.cudaDeviceProp,
     "kinds": cudart.cudaMemcpyKind,
 }  # fmt: skip
 TREES = [ast.parse(Path(module.__file__).read_text()) for module in MODULES]
@@ -97,6 +99,9 @@ def signatures(owner: str, method: str) -> list[int]:
         ("lane.context", "execute_async_v3"),
         ("context", "set_input_shape"),
         ("context", "set_tensor_address"),
+        ("loader", "deserialize_cuda_engine"),
+        ("weights", "refit_from_bytes"),
+        ("refitter", "refit_cuda_engine"),
     ],
 )
 def test_tensorrt_takes_what_it_is_given(owner, method):

@@ -1,6 +1,7 @@
 """Parity of one runtime with another, batch by batch, and what the gate says; of an engine it needs a GPU: not run."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from hscc_edge.errors import EngineError, ExportError, GateError
+from hscc_edge.errors import EngineError, ExportError, GateError, InputError
 from hscc_edge.export.engine import build_engine
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.export.parity import Parity
+from hscc_edge.export.refit import _keep, refit_engine
 from hscc_edge.export.verification import LIMITS, agreement, require_agreement, verify_engine
 from hscc_edge.runtime import PRECISIONS
-from hscc_edge.runtime.engines import EngineFacts, read_engine
+from hscc_edge.runtime.engines import EngineFacts, engine_path, read_engine, write_engine
 from hscc_edge.runtime.nvidia import gpu_name
 from hscc_edge.runtime.ort import OrtRuntime
 
@@ -105,3 +107,24 @@ def test_an_engine_is_held_to_its_own_graph(images, facts, tmp_path):
     (tmp_path / "other.onnx").write_bytes(b"another graph")
     with pytest.raises(EngineError, match="was built from another graph than"):
         verify_engine(Path(facts.path), tmp_path / "other.onnx", images)
+
+
+def test_refit_needs_a_refittable_engine_and_a_gpu(graph, facts, tmp_path):
+    with pytest.raises(InputError, match="was not built refittable: run hscc-edge build --refittable once"):
+        refit_engine(Path(facts.path), graph.read_bytes(), tmp_path)
+    able = dataclasses.replace(facts, refittable=True)
+    able = dataclasses.replace(able, path=str(engine_path(tmp_path, able.key)))
+    write_engine(able, Path(facts.path).read_bytes())
+    if gpu_name() is None:
+        with pytest.raises(EngineError, match="TensorRT needs an NVIDIA GPU"):
+            refit_engine(Path(able.path), graph.read_bytes(), tmp_path)
+    assert [path.name for path in tmp_path.glob("*.engine")] == [Path(able.path).name]
+
+
+def test_a_refitted_engine_has_a_key_of_its_own_and_must_be_verified_again(facts, tmp_path):
+    """What is kept of an engine's bytes after a refit; the refit itself needs a GPU."""
+    verified = dataclasses.replace(facts, refittable=True, executed=True, parity={})
+    found = _keep(verified, b"refitted", b"another graph", tmp_path, 0.5)
+    assert read_engine(Path(found.path)) == found and found.key != verified.key
+    assert found.refitted_from == facts.sha256 and found.parity is None and not found.executed
+    assert found.onnx_sha256 == hashlib.sha256(b"another graph").hexdigest()

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from hscc_edge.export import builder, engine
+from hscc_edge.export import builder, engine, refit
 from hscc_edge.runtime import nvidia
 from hscc_edge.runtime import trt as runtime
 
-MODULES = (builder, engine, nvidia, runtime)
+MODULES = (builder, engine, refit, nvidia, runtime)
 LISTINGS = sorted((Path(__file__).parent / "api").glob("tensorrt-*.json"))
 OWNERS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "layer": "ILayer",
     "config": "IBuilderConfig", "profile": "IOptimizationProfile", "self._engine": "ICudaEngine",
-    "context": "IExecutionContext", "lane.context": "IExecutionContext", "self._loader": "Runtime",
+    "context": "IExecutionContext", "lane.context": "IExecutionContext", "self._loader": "Runtime", "loader": "Runtime",
+    "refitter": "Refitter", "weights": "OnnxParserRefitter",
 }  # fmt: skip
 # Reached only after getattr has found `ComputeCapability` or `num_compute_capabilities`.
 RTX_ONLY = {"num_compute_capabilities", "set_compute_capability", "get_compute_capability"}
