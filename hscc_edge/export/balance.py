@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hscc_edge.errors import extra
 from hscc_edge.export.calibrate import Images, second_moments
-from hscc_edge.export.onnx import check_onnx
+from hscc_edge.export.onnx import check_onnx, parse_onnx
 
 with extra("workstation"):
     import onnx
@@ -43,7 +43,7 @@ def balance(content: bytes, images: Images, *, rotate: bool = True) -> bytes:
         images: gives a fresh pass over the calibration images (C, H, W) at each call.
         rotate: also make the diagonals constant; False leaves ranks sorted by what they carry.
     """
-    model = check_onnx(content)
+    model = parse_onnx(content)
     found = pairs(model)
     if not found:
         return content
@@ -96,7 +96,7 @@ def pairs(model: onnx.ModelProto) -> list[Pair]:
 
 def transformed(content: bytes, changes: Mapping[str, Matrix]) -> bytes:
     """The graph with T applied to the pairs around the named tensors."""
-    model = check_onnx(content)
+    model = parse_onnx(content)
     nodes = {node.name: node for node in model.graph.node}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for pair in (pair for pair in pairs(model) if pair.middle in changes):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.errors import ExportError, InputError, extra
-from hscc_edge.export.onnx import check_onnx
+from hscc_edge.export.onnx import parse_onnx
 
 with extra("workstation"):
     import onnx
@@ -93,7 +93,7 @@ def spans(content: bytes, images: Images) -> dict[str, Span]:
     Raises:
         ExportError: if there is no image, or a value is not finite.
     """
-    names = float_tensors(check_onnx(content))
+    names = float_tensors(parse_onnx(content))
     lowest, highest = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
     for number, tensors in enumerate(watched(content, names, images), start=1):
         for name, values in tensors.items():
@@ -151,7 +151,7 @@ def second_moments(content: bytes, images: Images, axes: Mapping[str, int]) -> d
 
 def watched(content: bytes, names: Collection[str], images: Images) -> Iterator[dict[str, NDArray[np.float32]]]:
     """The named tensors on each image, batch 1."""
-    model = check_onnx(content)
+    model = parse_onnx(content)
     shown = {item.name for item in (*model.graph.output, *model.graph.input)}
     extra_outputs = [name for name in names if name not in shown]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)

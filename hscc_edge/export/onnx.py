@@ -77,14 +77,28 @@ def check_onnx(content: bytes) -> onnx.ModelProto:
     Raises:
         ExportError: if it is no ONNX model or breaks ONNX's rules.
     """
+    model = parse_onnx(content)
     try:
-        model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # protobuf's and onnx's exceptions share no narrower class
-        raise ExportError(
-            f"this is not a valid ONNX model ({type(error).__name__}): export the bundle again"
-        ) from error
+    except Exception as error:  # onnx's exceptions share no narrower class
+        raise _invalid(error) from error
     return model
+
+
+def parse_onnx(content: bytes) -> onnx.ModelProto:
+    """The parsed graph, its rules not checked: for graphs that were checked when they were written.
+
+    Raises:
+        ExportError: if it is no ONNX model.
+    """
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's exceptions share no narrower class
+        raise _invalid(error) from error
+
+
+def _invalid(error: Exception) -> ExportError:
+    return ExportError(f"this is not a valid ONNX model ({type(error).__name__}): export the bundle again")
 
 
 def read_onnx(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hscc_edge.errors import ExportError, extra
 from hscc_edge.export.calibrate import Span
-from hscc_edge.export.onnx import check_onnx
+from hscc_edge.export.onnx import check_onnx, parse_onnx
 
 with extra("workstation"):
     import onnx
@@ -32,7 +32,7 @@ def full_nodes(content: bytes, found: Mapping[str, Span]) -> dict[str, str]:
     Args:
         found: spans of the graph's tensors on calibration images.
     """
-    graph = check_onnx(content).graph
+    graph = parse_onnx(content).graph
     wrong = {name: reason for name, span in found.items() if (reason := _out_of_range(name, span))}
     for tensor in graph.initializer:
         if tensor.data_type == FULL and (reason := _unfit(numpy_helper.to_array(tensor))):
@@ -73,7 +73,7 @@ def to_fp16(content: bytes, full: Collection[str] = ()) -> bytes:
         ExportError: if a weight of another node is beyond FP16's range (the converter would clip it), or no FP16
             weight results.
     """
-    model = check_onnx(content)
+    model = parse_onnx(content)
     _require_range(model, full)
     del model.graph.value_info[:]  # the exporter names initialisers there, which the converter takes for activations
     model = convert_float_to_float16(model, min_positive_val=SMALLEST, keep_io_types=True, node_block_list=sorted(full))
@@ -148,7 +148,7 @@ def emulated_fp16(content: bytes) -> bytes:
     Raises:
         ExportError: if the graph holds no FP16.
     """
-    model = onnx.shape_inference.infer_shapes(check_onnx(content), strict_mode=True, data_prop=True)
+    model = onnx.shape_inference.infer_shapes(parse_onnx(content), strict_mode=True, data_prop=True)
     graph = model.graph
     half = {item.name for item in graph.value_info if item.type.tensor_type.elem_type == HALF}
     if not half:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hscc_edge.errors import ExportError, extra
 from hscc_edge.export.calibrate import Images, watched
-from hscc_edge.export.onnx import check_onnx
+from hscc_edge.export.onnx import check_onnx, parse_onnx
 
 with extra("workstation"):
     import onnx
@@ -34,7 +34,7 @@ PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 def quantisable(content: bytes) -> dict[str, str]:
     """Nodes that multiply by constants -> the tensor whose range their input has, in the graph's order."""
-    graph = check_onnx(content).graph
+    graph = parse_onnx(content).graph
     constant = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     return {
@@ -54,7 +54,7 @@ def quantised(content: bytes, limits: Mapping[str, float], names: Collection[str
         ExportError: if a weight is not finite.
     """
     origins = quantisable(content)
-    model = check_onnx(content)
+    model = parse_onnx(content)
     _check_weights(model, names)
     _raise_opset(model)
     inputs = {node.input[0]: limits[origins[node.name]] for node in model.graph.node if node.name in names}
@@ -92,7 +92,7 @@ def corrected(content: bytes, pairs: bytes, images: Images) -> bytes:
         count += 1
         for name, tensor in names.items():
             shift[name] = shift.get(name, np.zeros(())) + tensors[tensor].reshape(-1)
-    model = check_onnx(pairs)
+    model = parse_onnx(pairs)
     for node in model.graph.node:
         if node.name in shift:
             _add_bias(model.graph, node, (shift[node.name] / count).astype(np.float32))
@@ -106,7 +106,7 @@ def corrected(content: bytes, pairs: bytes, images: Images) -> bytes:
 
 def pair_nodes(content: bytes) -> dict[str, set[str]]:
     """Quantised nodes -> the names of the Q and DQ nodes in front of them."""
-    graph = check_onnx(content).graph
+    graph = parse_onnx(content).graph
     makers = {name: node for node in graph.node for name in node.output}
     found: dict[str, set[str]] = {}
     for node in graph.node:
@@ -174,7 +174,7 @@ def _twin(content: bytes, pairs: bytes) -> tuple[bytes, dict[str, str]]:
     Returns:
         The graph, and per node the name of an output with the mean difference of its channels.
     """
-    model, other = check_onnx(content), check_onnx(pairs)
+    model, other = parse_onnx(content), parse_onnx(pairs)
     _raise_opset(model)
     chosen = {node.name for node in other.graph.node if node.op_type in ("Conv", "Gemm")} & set(pair_nodes(pairs))
     ranks = {item.name: len(item.dims) for item in other.graph.initializer}
