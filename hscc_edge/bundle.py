@@ -4,6 +4,7 @@
     configs/{metadata,inference,hscc}.json
     models/{model.safetensors,model.onnx,model.fp16.onnx,model.int8.onnx}  reports/
     models/source.onnx, if the network was imported: its graph without the weights
+    signatures/, not in the manifest, since they sign it: docs/evidence.md
 
 `configs/hscc.json` is the `Spec`. The bundle's digest is the sha256 of `manifest.json`, hence of everything in it.
 """

@@ -153,9 +153,9 @@ def tie(recording: Recording, bundle: Bundle) -> str:
     Raises:
         InputError: if it says that it is about another bundle.
     """
-    if recording.origin != "given":
-        return f"inside the bundle: {recording.origin}"
     digest = digest_in(recording.content)
+    if digest is None and recording.origin != "given":
+        return f"inside the bundle: {recording.origin}"
     if digest is None:
         return "names no bundle: nothing but whoever gave it says that it is about this one"
     if digest == bundle.digest:

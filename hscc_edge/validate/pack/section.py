@@ -110,17 +110,25 @@ def tables_of(content: Mapping[str, Any], caption: str, depth: int = 0) -> Itera
 
     Long lists are counted, not shown: they stand in the record.
     """
-    plain = [
-        (words(key), text_of(value)) for key, value in content.items() if _is_plain(value) and key not in NOT_PLOTTED
-    ]
-    if plain:
-        yield Table(caption, ("what", "value"), tuple(plain))
+    plain = [(words(key), _in_place(key, value, depth)) for key, value in content.items()]
+    if shown := [row for row in plain if row[1]]:
+        yield Table(caption, ("what", "value"), tuple(shown))
     for key, value in content.items():
         name = f"{caption}: {words(key)}" if depth else f"{caption}, {words(key)}"
-        if isinstance(value, dict) and value and not _is_plain(value) and depth < DEPTH:
-            yield from tables_of(value, name, depth + 1)
-        elif _is_rows(value) and key != "cases":
+        if _is_rows(value) and key not in NOT_PLOTTED:
             yield table_of(name, value)
+        elif isinstance(value, dict) and not _is_plain(value) and depth < DEPTH:
+            yield from tables_of(value, name, depth + 1)
+
+
+def _in_place(key: str, value: Any, depth: int) -> str:
+    """A plain value as text, "" for what gets a table of its own, else that it stands in the record."""
+    if key in ("schema", "kind"):
+        return ""
+    if _is_plain(value):
+        return text_of(value)
+    own = _is_rows(value) and key not in NOT_PLOTTED
+    return "" if own or (isinstance(value, dict) and depth < DEPTH) else f"{len(value)} values, in the record"
 
 
 def words(name: object) -> str:
