@@ -35,7 +35,7 @@ PATIENTS = {
 }  # fmt: skip
 SINGLE = {f"{cases} patients of 1": (1,) * cases for cases in (49, 157, 500)}
 CORRELATIONS = (0.0, 0.1, 0.5)
-SLOW, COMPARED = 500, (0.01, 0.03)
+COMPARED = (0.01, 0.03)
 
 
 def main() -> None:
@@ -43,23 +43,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     parser.add_argument("--simulations", type=int, default=10_000)
+    parser.add_argument("--slow", type=int, default=500, help="simulations in which the candidates are compared")
     parser.add_argument("--render", action="store_true", help="make the page of the JSON that is there")
     arguments = parser.parse_args()
     found = arguments.out.with_suffix(".json")
     if not arguments.render:
-        durable.write_json(found, measure(arguments.simulations))
+        durable.write_json(found, measure(arguments.simulations, arguments.slow))
     result = json.loads(found.read_text())
     durable.write_text(arguments.out.with_suffix(".svg"), plot(result))
     durable.write_text(arguments.out.with_suffix(".md"), markdown(result))
 
 
-def measure(simulations: int) -> dict[str, Any]:
+def measure(simulations: int, slow: int) -> dict[str, Any]:
     """All figures of the page."""
     started = time.perf_counter()
     generator = np.random.default_rng(20_260_423)
     found = {
         "simulations": simulations,
-        "slow_simulations": min(SLOW, simulations),
+        "slow_simulations": min(slow, simulations),
         "exact": [exact_row(cases, margin, extra) for cases in CASES for margin in MARGINS for extra in EXTRA],
         "power": [power_row(cases, margin) for margin in (0.02, 0.03, 0.05) for cases in POWER_CASES],
         "clustered": [
@@ -67,7 +68,7 @@ def measure(simulations: int) -> dict[str, Any]:
             for name in PATIENTS for correlation in CORRELATIONS for margin in (0.02, 0.05) for extra in (0.0, 0.03)
         ],
         "coverage": [
-            coverage_row(name, correlation, shares, simulations, generator)
+            coverage_row(name, correlation, shares, (simulations, slow), generator)
             for name in SINGLE | PATIENTS for correlation in (CORRELATIONS if name in PATIENTS else (0.0,))
             for shares in ((0.01, 0.01), (0.01, 0.03), (0.05, 0.05))
         ],
@@ -141,11 +142,15 @@ def effects(design: Design, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def coverage_row(
-    name: str, correlation: float, shares: tuple[float, float], simulations: int, generator: np.random.Generator
+    name: str,
+    correlation: float,
+    shares: tuple[float, float],
+    simulations: tuple[int, int],
+    generator: np.random.Generator,
 ) -> dict[str, Any]:
     """How often each interval holds the true difference; the candidates where shares are COMPARED, over fewer."""
     design = Design((SINGLE | PATIENTS)[name], correlation, *shares)
-    drawn = draw(design, simulations, generator)
+    drawn = draw(design, simulations[0], generator)
     single, normal = max(design.sizes) == 1, float(norm.ppf(1 - ALPHA))
     quantile = normal if single else float(t.ppf(1 - ALPHA, len(design.sizes) - 1))
     limit = quantile * (1.0 if single else effects(design, drawn) ** 0.5)
@@ -153,7 +158,7 @@ def coverage_row(
     return {
         "patients": name, "cases": design.cases, "correlation": correlation, "gain": shares[0], "loss": shares[1],
         "coverage": float(np.mean(far <= limit)), "as_independent": float(np.mean(far <= normal)),
-        "candidates": candidates(design, drawn[:SLOW]) if shares == COMPARED else {},
+        "candidates": candidates(design, drawn[: simulations[1]]) if shares == COMPARED else {},
     }  # fmt: skip
 
 
