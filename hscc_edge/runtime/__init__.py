@@ -114,9 +114,9 @@ def infer_each(runtime: Runtime, images: Iterable[NDArray[np.float32]]) -> NDArr
 def infer_batches(runtime: Runtime, images: Iterable[NDArray[np.float32]], batch: int) -> NDArray[np.float32]:
     """Logits (n, classes) of images (C, H, W), `batch` of them a call, the last call with what is left.
 
-    A batch costs less than its images one by one, but an image's last bits may then depend on how many share the batch:
-    a library chooses its kernels by the batch (`docs/runtime.md` has figures). A decision that must not depend on the
-    order in which images came takes a batch of 1.
+    A batch may cost less than its images one by one, but an image's last bits may then depend on how many share the
+    batch: a library may choose its kernels by it (`benchmarks/batches.py` counts). A decision that must not depend on
+    what else was sent takes a batch of 1.
     """
     pending, logits = iter(images), []
     while group := list(islice(pending, batch)):
