@@ -57,7 +57,7 @@ def test_no_discordant_case_leaves_a_width():
 @given(COUNTS)
 @settings(deadline=None, max_examples=25)
 def test_the_interval_is_antisymmetric_and_its_ends_are_where_the_test_turns(row):
-    gain, loss, other = row
+    gain, loss, _ = row
     found = Pairs(gain, loss, sum(row), sum(row))
     low, high = interval(found)
     back = interval(Pairs(loss, gain, sum(row), sum(row)))
