@@ -112,12 +112,14 @@ def bootstrap(
 
     Where all resamples agree (no case went wrong, say), the interval is NaN: the bootstrap cannot say how wide it is.
     """
-    value = statistic(sums.sum(axis=0, keepdims=True))[0]
-    draws = resample(sums, statistic, strata=strata, resamples=resamples, seed=seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = statistic(sums.sum(axis=0, keepdims=True))[0]
+        draws = resample(sums, statistic, strata=strata, resamples=resamples, seed=seed)
+        left_out = jackknife(sums, statistic)
     tail = (1 - level) / 2
     shares = np.tile([[tail], [1 - tail]], len(value))
     if method == "bca":
-        shares = bca_shares(draws, value, acceleration(jackknife(sums, statistic), strata), level)
+        shares = bca_shares(draws, value, acceleration(left_out, strata), level)
     low, high = quantiles(draws, shares)
     return Bootstrap(value, low, high, _spread(draws))
 
