@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import REGIONAL, convolution, graph, noise, regional, run
+from graphs import REGIONAL, chain, convolution, graph, noise, regional, run
 from onnx import helper, numpy_helper
 
 from hscc_edge.errors import EngineError, ExportError, GateError
@@ -14,7 +14,7 @@ from hscc_edge.export.engine import build_engine
 from hscc_edge.export.onnx import check_onnx
 from hscc_edge.export.precision import emulated_fp16, to_fp16
 from hscc_edge.export.quantise import corrected, pair_nodes, quantisable, quantised
-from hscc_edge.export.sensitivity import Verdict, alone, to_int8
+from hscc_edge.export.sensitivity import Verdict, alone, mixed, to_int8
 from hscc_edge.model.head import Head, kl
 
 IMAGES = noise(8, REGIONAL)
@@ -172,6 +172,23 @@ def test_a_contract_that_cannot_hold_is_a_failed_gate():
         to_int8(regional(), images, HEAD, judge_by(-1.0, []))
     with pytest.raises(ExportError, match="a logit that is not finite"):
         to_int8(regional(), images, HEAD, lambda _: Verdict(float("nan"), 0.0))
+
+
+def test_a_quantised_node_in_fp32_has_its_pairs_in_fp32():
+    """The first node's output overflows FP16, so that it and the second compute in FP32; no Cast parts them from DQ."""
+    content, given = chain(3e4, 1e-5, 0.25, 0.25), [np.ones((1, 2, 2), np.float32)]
+    found = spans(content, lambda: given)
+    graph_, full = mixed(content, lambda: given, found, limits(content, given), list(quantisable(content)))
+    nodes = {name: node for node in check_onnx(graph_).graph.node for name in node.output}
+    values = weights(graph_)
+    types = {}
+    for node in (node for node in nodes.values() if node.op_type == "Gemm"):
+        ends = [nodes[name] for name in node.input[:2]]
+        assert {end.op_type for end in ends} == {"DequantizeLinear"}
+        (types[node.name],) = {values[end.input[1]].dtype.name for end in ends}
+    assert list(types.values()) == ["float32", "float32", "float16", "float16"]
+    assert {name for name in full if name.startswith("node_")} >= {"node_layer1", "node_layer2"}
+    assert np.allclose(run(emulated_fp16(graph_), given), run(content, given), rtol=1e-2)
 
 
 def test_the_builder_takes_int8_beside_fp16_and_counts_it(tmp_path: Path):
