@@ -109,7 +109,7 @@ def test_kappa_is_that_of_psych_statsmodels_and_the_textbook(r):
     peer = cohens_kappa(counts)
     assert found.value == pytest.approx(0.676, abs=5e-4) and found.value == pytest.approx(r["kappa"][0], rel=1e-9)
     assert found.value == pytest.approx(peer.kappa)
-    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.03)
+    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.05) and found.high < found.value + 0.15
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.087, rel=0.12)
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * r["kappa"][1] ** 0.5, rel=0.12)
 
