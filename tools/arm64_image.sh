@@ -34,7 +34,7 @@ fi
 import() {
   local container
   container=$(buildah from --arch arm64 scratch)
-  tar -C "$cache/root" --exclude=./opt/hscc-edge --exclude=./study --exclude='./proc/*' -cf "$cache/base.tar" .
+  tar -C "$cache/root" --exclude=./opt/hscc-edge --exclude=./study --exclude='./tmp/*' --exclude='./proc/*' -cf "$cache/base.tar" .
   buildah add --quiet "$container" "$cache/base.tar" / >/dev/null
   rm "$cache/base.tar"
   [ "$1" = bare ] || buildah run --isolation chroot "$container" sh -c "mkdir -p /$binding && : >/$binding/__init__.py"
