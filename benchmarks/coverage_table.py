@@ -61,7 +61,7 @@ def _head(state: Mapping[str, Any], waiting: Sequence[str]) -> Iterator[str]:
     yield (
         f"{len(rows)} intervals in {len(state['cells'])} cells: {len(rows) - len(bad)} hold it, {len(bad)} do not. "
         f"Coverage from {100 * min(rows):.2f} to {100 * max(rows):.2f} %; {sum(r > 0.96 for r in rows)} cover more "
-        f"than 96 % (conservative). What the columns mean and where each interval is from: [statistics.md](statistics.md)."
+        f"than 96 % (conservative). Where each interval is from: [statistics.md](statistics.md)."
     )
     yield ""
     yield from (f"- too seldom: {line}" for line in bad)

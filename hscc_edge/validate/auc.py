@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import expit, logit
-from scipy.stats import rankdata, t
+from scipy.special import expit, logit, stdtrit
+from scipy.stats import rankdata
 
 from hscc_edge.errors import InputError
 from hscc_edge.validate.intervals import Estimate, effective, wilson
@@ -111,7 +111,7 @@ def area_interval(found: Areas, weight: Sequence[float] | Array, level: float = 
     """
     vector = np.asarray(weight, dtype=np.float64)
     value, error = float(vector @ found.values), found.standard_error(vector)
-    reach = float(t.ppf((1 + level) / 2, max(found.patients - 1, 1)))
+    reach = float(stdtrit(max(found.patients - 1, 1), (1 + level) / 2))
     low, high = _score_interval(found, vector, value, error, reach)
     if 0 < value < 1 and error > 0:
         half = reach * error / (value * (1 - value))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from hscc_edge.errors import InputError, extra
 from hscc_edge.validate.resampling import LEVEL, Array, Clusters, Statistic, jackknife
@@ -109,7 +109,8 @@ def effective(count: float, of: float, effect: float, patients: int, level: floa
     if patients < 2:
         size = min(of / effect, 1.0)
     else:
-        size = of / effect * float(norm.ppf((1 + level) / 2) / t.ppf((1 + level) / 2, patients - 1)) ** 2
+        upper = (1 + level) / 2
+        size = of / effect * float(ndtri(upper) / stdtrit(patients - 1, upper)) ** 2
     return count / of * size, size
 
 
