@@ -181,16 +181,18 @@ def test_bundles_of_unlike_images_are_not_compared(dense):
         bench.measure(bench.Conditions(()), bundle, Other())
 
 
-def test_the_verb_prints_one_object_and_names_what_it_did_not_run(dense, tmp_path, monkeypatch, capsys):
-    words = ["bench", dense, "--seconds", 0, "--scenario", "single,burst", "--out", tmp_path / "b.json", "--json"]
+def test_the_verb_prints_one_object_and_names_what_it_did_not_run(dense, phantom, tmp_path, monkeypatch, capsys):
+    words = ["bench", dense, "--seconds", 0, "--scenario", "single,burst", "--cohort", phantom.root,
+             "--out", tmp_path / "b.json", "--json"]  # fmt: skip
     code, out, _ = commandline.run(monkeypatch, capsys, *words)
     printed = json.loads(out)
     assert code == 0 and json.loads((tmp_path / "b.json").read_text()) == printed
     assert [item["scenario"]["name"] for item in printed["outcomes"]] == ["single", "burst"]
-    for words in ("no --reference was given", "no cohort was given", "--profile was not given"):
+    assert printed["end_to_end"][0]["stages_ms"]["report"] > 0
+    for words in ("no --reference was given", "--profile was not given"):
         assert any(words in line for line in printed["not_run"])
     code, out, _ = commandline.run(monkeypatch, capsys, "bench", dense, "--seconds", 0, "--scenario", "single")
-    assert code == 0 and "too few" in out and "not measured" in out
+    assert code == 0 and "too few" in out and "no cohort was given" in out
 
 
 @pytest.mark.parametrize(
