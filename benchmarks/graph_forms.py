@@ -171,7 +171,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"| operation | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|",
         *(f"| {kind} | {' | '.join(operation(row, kind) for row in rows.values())} |" for kind in kinds),
         f"| all that only move data | {' | '.join(moved(row) for row in rows.values())} |", "",
-        "The same by layer (the dense network's fused Gemms of the classifier are counted with features.10):", "", f"| layer | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|",
+        "The same by layer (the dense network's fused Gemms of the classifier are counted with features.10):", "",
+        f"| layer | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|",
         *(
             f"| {layer} | {' | '.join(format(row['layers'][layer], '.3f') for row in rows.values())} |"
             for layer in rows["dense"]["layers"]

@@ -60,6 +60,7 @@ def graphs(
     from hscc_edge.export.onnx import export_onnx
     from hscc_edge.export.parity import parity, require_parity
     from hscc_edge.export.precision import emulated_fp16
+    from hscc_edge.export.regions import by_position
     from hscc_edge.model.load import load_network
     from hscc_edge.runtime import PRECISIONS
     from hscc_edge.runtime.eager import EagerRuntime
@@ -78,7 +79,8 @@ def graphs(
             if calibration is not None and name != "fp32":
                 content, facts = _reduced(name, bundle, source, (cohort, calibration), wanted)
             path = Path(scratch) / f"{name}.onnx"
-            path.write_bytes(full if name == "fp32" else emulated_fp16(content))
+            content = content if name == "int8" else by_position(content)  # INT8 scales each region by channel
+            path.write_bytes(content if name == "fp32" else emulated_fp16(content))
             images = stream_of(bundle, chosen_of(bundle, test, wanted.images))()
             found = parity(eager, OrtRuntime(path, threads=2), images, name != "fp32")
             if name == "fp32":
