@@ -203,12 +203,11 @@ def _name(expand: onnx.NodeProto) -> str:
 
 def _constants_of(graph: Graph, conv: onnx.NodeProto) -> tuple[Array, Array]:
     """Weight and bias of a convolution without groups."""
-    given = [graph.constants.get(name) for name in conv.input[1:]]
-    if any(item is None for item in given) or attributes(conv).get("group", 1) != 1:
+    weight = graph.constants.get(conv.input[1])
+    bias = graph.constants.get(conv.input[2]) if len(conv.input) > 2 else None
+    unknown = len(conv.input) > 2 and bias is None
+    if weight is None or unknown or attributes(conv).get("group", 1) != 1:
         raise _OtherForm
-    weight = given[0]
-    assert weight is not None
-    bias = given[1] if len(given) > 1 else None
     return weight, np.zeros(len(weight), weight.dtype) if bias is None else bias
 
 
