@@ -64,14 +64,19 @@ def calibration(
     held, owner = np.unique(found.cases.owner[kept], return_inverse=True)
     cases = Clusters(owner.reshape(-1), found.cases.strata[held])
     truth, scores = found.truth[kept], found.scores[kept]
-    squares = ((scores - truth) ** 2).mean(axis=1) if head.kind == "sigmoid" else ((scores - truth) ** 2).sum(axis=1)
     claims = _claims(truth, scores, head)
     return Calibration(
-        brier=mean_estimate(squares, cases, seed, resamples),
+        brier=mean_estimate(squared_distance(truth, scores, head), cases, seed, resamples),
         error=calibration_error(*claims, cases, seed, resamples, bins),
         bins=reliability(*claims, cases, bins),
         cases=int(kept.sum()),
     )
+
+
+def squared_distance(truth: NDArray[np.bool_], scores: Array, head: Head) -> Array:
+    """(cases,): what the Brier score is the mean of; see `Calibration`."""
+    squares = (scores - truth) ** 2
+    return np.asarray(squares.mean(axis=1) if head.kind == "sigmoid" else squares.sum(axis=1))
 
 
 def _claims(truth: NDArray[np.bool_], scores: Array, head: Head) -> tuple[Array, NDArray[np.bool_]]:
