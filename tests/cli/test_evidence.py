@@ -44,7 +44,7 @@ def test_a_pack_is_made_signed_verified_and_then_altered(run, bundle, keys, tmp_
     assert code == 0, err
     assert "validation" in made["not_run"] and made["verdicts"]["fail"] == 0 and not (pack / "report.pdf").exists()
     code, _, err = run(*words)
-    assert code == 2 and "not empty" in err
+    assert code == 2 and "stands there already" in err
     again = json.loads(run(*words, "--overwrite", "--json")[1])
     assert again == made
     signing = ("sign", pack, "--key", private, "--signer", "A. Physicist", "--timestamp", "2026-11-25T09:00:00Z")
