@@ -19,6 +19,7 @@ from hscc_edge.cli import (
     engines,
     evidence,
     export,
+    flips,
     imported,
     packages,
     robustness,
@@ -68,6 +69,7 @@ app.command()(triton.triton)
 app.command()(calibrate.calibrate)
 app.command()(validate.validate)
 app.command()(robustness.robustness)
+app.command()(flips.flips)
 app.command()(evidence.evidence)
 app.command()(sign.sign)
 app.command()(verify.verify)
