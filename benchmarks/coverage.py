@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import coverage_table
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri, stdtrit
+from scipy.stats import binom
 
 from hscc_edge import durable
 from hscc_edge.validate.auc import area_interval, areas, average_precision, precision_areas
@@ -108,21 +108,28 @@ def shares(cell: Cell) -> tuple[dict[str, float], Draw]:
     """A share: ours, naive, and Wilson with the usual design effect (Rao-Scott), that with t (Korn-Graubard)."""
 
     def draw(generator: np.random.Generator) -> Found:
-        if cell.size == 1 and not cell.uneven:
-            return {"Wilson": cached_wilson(int(generator.binomial(cell.patients, cell.truth)), cell.patients)}
         owner = owners_of(cell, generator)
         hits = hits_of(cell, owner, generator)
         cases = Clusters(owner, np.zeros(cell.patients, dtype=np.int64))
         return {"ours": ends(share(hits, cases)), **textbook(hits, cases)}
 
-    names = ("Wilson",) if cell.size == 1 and not cell.uneven else ("ours", "naive", "Rao-Scott", "Korn-Graubard")
-    return dict.fromkeys(names, cell.truth), draw
+    return dict.fromkeys(("ours", "naive", "Rao-Scott", "Korn-Graubard"), cell.truth), draw
 
 
-@cache
-def cached_wilson(count: int, of: int) -> Interval:
-    """Wilson's interval; few counts come up."""
-    return wilson(count, of)
+def enumerated(cell: Cell) -> dict[str, Any]:
+    """Wilson's interval of independent cases: its exact coverage, over all counts that there can be."""
+    counts = np.arange(cell.patients + 1)
+    chance = binom.pmf(counts, cell.patients, cell.truth)
+    low, high = np.array([wilson(int(count), cell.patients) for count in counts]).T
+    row = {
+        "true": cell.truth,
+        "coverage": float(chance[(low <= cell.truth) & (cell.truth <= high)].sum()),
+        "too_high": float(chance[low > cell.truth].sum()),
+        "too_low": float(chance[high < cell.truth].sum()),
+        "undefined": 0.0,
+        "width": float(chance @ (high - low)),
+    }
+    return {**asdict(cell), "simulations": SIMULATIONS, "exact": True, "rows": {"Wilson": row}}
 
 
 def textbook(hits: NDArray[np.bool_], cases: Clusters) -> Found:
@@ -270,6 +277,8 @@ def ends(item: Proportion | Estimate) -> Interval | None:
 
 def simulate(cell: Cell, simulations: int) -> dict[str, Any]:
     """Coverage of every interval of a cell; an undefined one does not cover."""
+    if cell.kind == "share" and cell.size == 1:
+        return enumerated(cell)
     truths, draw = KINDS[cell.kind](cell)
     generator = np.random.default_rng([zlib.crc32(cell.name.encode()), simulations])
     start = time.process_time()
