@@ -10,6 +10,8 @@ from hscc_edge.bundle import Bundle
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.validate.collect import Collection, Conditions, Progress, collect
 from hscc_edge.validate.compare import Comparison, compare
+from hscc_edge.validate.gate import Gating
+from hscc_edge.validate.intervals import Estimate
 from hscc_edge.validate.latency import Race
 from hscc_edge.validate.machine import machine_facts as machine_facts
 from hscc_edge.validate.metrics import Figures, figures_of
@@ -17,11 +19,16 @@ from hscc_edge.validate.noninferiority import Verdict, judge
 from hscc_edge.validate.outcomes import outcomes
 from hscc_edge.validate.predict import Case
 from hscc_edge.validate.predictions import Predictions
+from hscc_edge.validate.probabilities import Probabilities, brier_difference, probabilities_of
+from hscc_edge.validate.reach import Reach, reach
+from hscc_edge.validate.refusals import Refusals, refusals
 from hscc_edge.validate.subgroups import Group, groups
 from hscc_edge.validate.uses import Use
 
-SCHEMA = 1
-NOT_RUN = ("TensorRT on a Jetson: not run", "power and temperature: not measured")
+SCHEMA = 2
+CPU = ("ort", "eager")
+NOT_RUN = ("power and temperature: not measured",)
+CPU_ONLY = ("TensorRT on a Jetson: not run", "a GPU: not used, the times are those of a CPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,9 @@ class Evidence:
         verdict: non-inferior or not at the margin that was declared; None if none was.
         groups: every class and subgroup, with words if a margin was declared for them.
         uses: every look at these splits so far, this one last.
+        brier_difference: candidate minus reference.
+        reach: what so many cases can show at all.
+        gate: held against these figures, if there was one.
     """
 
     reference: dict[str, Any]
@@ -47,10 +57,25 @@ class Evidence:
     groups: tuple[Group, ...] = ()
     uses: tuple[Use, ...] = ()
     not_run: tuple[str, ...] = NOT_RUN
+    reference_probabilities: Probabilities | None = None
+    candidate_probabilities: Probabilities | None = None
+    brier_difference: Estimate | None = None
+    reference_refusals: Refusals | None = None
+    candidate_refusals: Refusals | None = None
+    reach: Reach | None = None
+    gate: Gating | None = None
+
+    @property
+    def cpu_only(self) -> bool:
+        """Whether no GPU ran it."""
+        return self.conditions["runtime"] in CPU
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON objects under a versioned schema."""
+        """Plain JSON objects under a versioned schema; "gate" only if there was one."""
         found = {"schema": SCHEMA, **asdict(self)}
+        del found["gate"]
+        if self.gate is not None:
+            found["gate"] = self.gate.to_json()
         if not math.isfinite(self.comparison.kl):
             names = ("kl", "kl_se", "logit_mean", "logit_largest")
             found["comparison"] |= dict.fromkeys(names)
@@ -73,28 +98,32 @@ def weigh(found: Collection, margin: float | None = None, group_margin: float | 
     """
     first, second = found.reference, found.candidate
     compared = compare(first.cases, second.cases, first.head)
+    old, new = (outcomes(side.cases, side.head.labels) for side in (first, second))
     return Evidence(
         reference=_facts(first),
         candidate=_facts(second),
         cohort=dict(found.cohort),
         conditions=dict(found.conditions),
-        reference_figures=_figures(first),
-        candidate_figures=_figures(second),
+        reference_figures=figures_of(old),
+        candidate_figures=figures_of(new),
         comparison=compared,
         race=found.race,
         cases=tuple(_case_facts(a, b) for a, b in zip(first.cases, second.cases, strict=True)),
         verdict=None if margin is None else judge(compared.pairs, margin),
         groups=groups(first.cases, second.cases, found.columns, group_margin),
         uses=found.uses,
+        not_run=(*(CPU_ONLY if found.conditions["runtime"] in CPU else ()), *NOT_RUN),
+        reference_probabilities=probabilities_of(old, first.head, first.rule.operating_points),
+        candidate_probabilities=probabilities_of(new, second.head, second.rule.operating_points),
+        brier_difference=brier_difference(old, new, first.head),
+        reference_refusals=refusals(first.cases, first.head, first.rule),
+        candidate_refusals=refusals(second.cases, second.head, second.rule),
+        reach=reach(compared.pairs, margin),
     )
 
 
 def _facts(found: Predictions) -> dict[str, Any]:
     return {key: value for key, value in found.bundle.items() if key not in ("head", "decision", "preprocess")}
-
-
-def _figures(found: Predictions) -> Figures:
-    return figures_of(outcomes(found.cases, found.head.labels))
 
 
 def _case_facts(first: Case, second: Case) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from hscc_edge.errors import extra
 from hscc_edge.validate.intervals import Proportion
 from hscc_edge.validate.latency import Race
 from hscc_edge.validate.metrics import Figures
+from hscc_edge.validate.subgroups import Group
 
 with extra("workstation"):
     import matplotlib
@@ -108,3 +109,21 @@ def difference(value: float, low: float, high: float) -> str:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("accuracy of the compressed classifier minus the original's, points, 95 % interval")
         return svg(figure, "Paired difference of accuracy with its 95 % interval")
+
+
+def forest(groups: Sequence[Group]) -> str:
+    """The paired difference of every subgroup with its interval; hollow where there are few patients."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 1.2 + 0.3 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=1)
+        for row, group in enumerate(groups):
+            value, low, high = (100 * part for part in (group.difference, group.low, group.high))
+            face = "white" if group.small else CANDIDATE
+            axes.errorbar([value], [row], xerr=[[value - low], [high - value]], fmt="o", color=CANDIDATE,
+                          markerfacecolor=face, capsize=3, markersize=5)  # fmt: skip
+        axes.set_yticks(range(len(groups)), [f"{group.name} ({group.patients})" for group in groups])
+        axes.invert_yaxis()
+        axes.set_xlabel("compressed minus original, points of accuracy, 95 % interval; patients; hollow: too few")
+        axes.grid(axis="x", alpha=0.3)
+        return svg(figure, "Paired difference of accuracy in every subgroup with its 95 % interval")

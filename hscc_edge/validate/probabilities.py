@@ -91,7 +91,7 @@ def with_scores(found: Outcomes, kept: NDArray[np.bool_]) -> Outcomes | None:
 
 
 def _areas(found: Outcomes) -> tuple[tuple[LabelAreas, ...], Estimate | None]:
-    told = found.truth.any(axis=0) & ~found.truth.all(axis=0)
+    told = np.asarray(found.truth.any(axis=0) & ~found.truth.all(axis=0))
     count = int(told.sum())
     if not count:
         return (), None

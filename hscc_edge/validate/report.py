@@ -7,7 +7,7 @@ from typing import Any
 
 from hscc_edge.data import page
 from hscc_edge.errors import extra
-from hscc_edge.validate import plots
+from hscc_edge.validate import noninferiority, plots, uses
 from hscc_edge.validate.evidence import Evidence
 from hscc_edge.validate.intervals import Proportion
 
@@ -17,7 +17,10 @@ with extra("workstation"):
 
 def render(evidence: Evidence) -> str:
     """HTML with inline style and SVG; nothing is loaded from elsewhere."""
-    filters: dict[str, Callable[[Any], object]] = {"share": share, "points": points, "ms": ms, "count": count}
+    filters: dict[str, Callable[[Any], object]] = {
+        "share": share, "points": points, "ms": ms, "count": count,
+        "p_value": p_value, "verdict_words": noninferiority.sentence, "uses_words": uses.sentence,
+    }  # fmt: skip
     return page.render(
         "hscc_edge.validate",
         "report.html.j2",
@@ -56,6 +59,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def p_value(value: float | None) -> str:
+    """A p-value, or a dash."""
+    return "-" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def ms(value: float) -> str:
     """Milliseconds with three digits."""
     return f"{value:.3g} ms"
@@ -73,6 +81,7 @@ def _plots(evidence: Evidence) -> dict[str, Markup]:
         "difference": Markup(plots.difference(found.difference, found.low, found.high)),
         "confusions": Markup(plots.confusions(first, second, evidence.cohort["classes"])),
         "per_class": Markup(plots.per_class(first, second)),
+        "forest": Markup(plots.forest(evidence.groups) if evidence.groups else ""),
         "latencies": Markup(plots.latencies(evidence.race)),
     }
 

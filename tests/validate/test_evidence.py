@@ -140,7 +140,7 @@ def test_a_bundle_equals_itself(evidence):
 
 def test_the_report_is_self_contained_and_says_what_the_json_says(evidence, phantom, tmp_path):
     page, facts = render(evidence), evidence.to_json()
-    assert json.loads(json.dumps(facts, allow_nan=False))["schema"] == 1
+    assert json.loads(json.dumps(facts, allow_nan=False))["schema"] == 2
     for share in (evidence.reference_figures.accuracy, evidence.candidate_figures.accuracy):
         assert f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})" in page
     bare = (
@@ -159,7 +159,7 @@ def test_the_report_is_self_contained_and_says_what_the_json_says(evidence, phan
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count("<svg") == 4 and "Validation of a compressed" in done.stdout
+    assert done.returncode == 0 and done.stdout.count("<svg") == 5 and "Validation of a compressed" in done.stdout
 
 
 def test_the_verb_writes_report_and_json(dense, phantom, tmp_path, capsys):
