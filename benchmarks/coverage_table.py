@@ -71,8 +71,8 @@ def _head(state: Mapping[str, Any], waiting: Sequence[str]) -> Iterator[str]:
         "A row is a sampling situation: patients, mean cases a patient (uniform from 1 to twice the mean less 1, or "
         "log-normal where uneven), the true value, the intra-class correlation of a patient's cases. Below each other "
         "in per cent: how often the interval holds the truth, **bold** where too seldom; in brackets its median width. "
-        "An undefined interval does not hold. Wilson's coverage for one case a patient is exact, by enumeration, and its "
-        "width a mean. Columns other than ours are for contrast and reported nowhere: "
+        "An undefined interval does not hold. Wilson's coverage for one case a patient is exact, by enumeration, "
+        "and its width a mean. Columns other than ours are for contrast and reported nowhere: "
         "*naive* takes a patient's cases as independent."
     )
     yield ""
