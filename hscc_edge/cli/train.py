@@ -28,6 +28,8 @@ def train(
 
     output = Output(as_json)
     parsed, images = read_recipe(recipe), read_cohort(cohort)
+    if training.slow_bf16(parsed.schedule):
+        output.say("warning: this CPU emulates bf16, which took three times as long: fp32 in the recipe is faster here")
     total = training.steps_of(parsed.schedule, len(inputs_of(images.select("train"), parsed.preprocess)))
     with output.progress(f"train {parsed.name}", total) as advance:
         bundle = training.train(parsed, images, out, replace=overwrite, progress=advance)

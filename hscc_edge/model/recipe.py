@@ -28,7 +28,8 @@ class Schedule:
     """How long and how fast: AdamW with one cycle of the learning rate (Smith 2018, arXiv 1803.09820).
 
     Attributes:
-        precision: fp32, or bf16 for autocast (measured about twice as fast on CPUs that have it).
+        precision: fp32, or bf16 for autocast (measured about twice as fast on CPUs that have it, a third
+            as fast on those that emulate it).
         augment: flips, small shifts and noise through the MONAI pipeline.
     """
 
