@@ -113,6 +113,7 @@ def test_the_device_extra_is_enough_to_serve(tmp_path):
         "hscc_edge.runtime.eager"
     }
     more = {"hscc_edge.export.engine", "hscc_edge.validate.predict", "hscc_edge.validate.bench"}
+    more |= {"hscc_edge.validate.pack.verify", "hscc_edge.validate.pack.packages"}
     done = run(site, "-c", IMPORT_EACH, *sorted(device | more))
     assert done.returncode == 0, done.stderr
     assert all(line.endswith(" ok") for line in done.stdout.splitlines()), done.stdout
