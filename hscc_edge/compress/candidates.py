@@ -15,6 +15,7 @@ from hscc_edge.compress.layer_graph import layer_graph
 from hscc_edge.compress.problem import LayerwiseProposal, Problem, dense_option, layer_plan
 from hscc_edge.errors import extra
 from hscc_edge.export.onnx import export_onnx
+from hscc_edge.export.regions import by_position
 from hscc_edge.model.layers import factorised, replace
 from hscc_edge.validate.layer_times import DENSE, INDEX, THIN, Candidate, Index, Layer, digest
 
@@ -63,7 +64,7 @@ def _write_layer(folder: Path, number: int, problem: Problem, shape: LayerShape,
     for index, option in enumerate(spread(options)):
         module = nn.Sequential(factorised(dense, layer_plan(shape, option, dense_option(shape))), nn.ReLU())
         path = folder / f"{number}-{index}.onnx"
-        path.write_bytes(layer_graph(module, batch, between=True))
+        path.write_bytes(by_position(layer_graph(module, batch, between=True)))
         found.append(Candidate(family(option), float(option.flops), path.name))
     thinnest = thinnest_of(options)
     return Layer(shape.name, batch, shape.calls, empty.name, tuple(found), family(thinnest), float(thinnest.flops))
@@ -80,7 +81,7 @@ def thin_network(problem: Problem, proposal: LayerwiseProposal, image: Sequence[
         if option.structure != "dense":
             dense = made.get_submodule(name)
             replace(made, name, factorised(dense, layer_plan(shape, option, dense_option(shape))))
-    return export_onnx(made, tuple(image))
+    return by_position(export_onnx(made, tuple(image)))
 
 
 def thinnest_of(options: Sequence[Option]) -> Option:

@@ -24,6 +24,7 @@ from hscc_edge.compress.candidates import family, thin_network, write_layers
 from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Problem
 from hscc_edge.errors import BudgetError, ConfigError, extra
 from hscc_edge.export.onnx import export_onnx
+from hscc_edge.export.regions import by_position
 from hscc_edge.model.plan import Plan
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.validate import layer_times
@@ -148,7 +149,7 @@ def time_networks(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("dense.onnx", "network.onnx")]
         paths[0].write_bytes(dense)
-        paths[1].write_bytes(export_onnx(network, tuple(image.shape)))
+        paths[1].write_bytes(by_position(export_onnx(network, tuple(image.shape))))
         calls = [(OrtRuntime(path, threads), image[None]) for path in paths]
         first, second = medians(calls, own_clock=threads == 1)
     return first, second

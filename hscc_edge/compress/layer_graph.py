@@ -63,7 +63,7 @@ def layer_graph(module: nn.Module, shape: Sequence[int], *, between: bool = Fals
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "layer", [helper.make_tensor_value_info("image", TensorProto.FLOAT, list(shape))],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)], graph.constants,
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None] * len(shape))], graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10,
     )  # fmt: skip
