@@ -91,14 +91,14 @@ def _time_bundle(
     candidate, original = read_bundle(bundle), None if reference is None else read_bundle(reference)
     part = None if cohort is None else read_cohort(cohort).select(split)
     with output.progress("bench", steps(asked)) as advance:
-        found = measure(asked, candidate, original, part, _maker(), advance)
+        found = measure(asked, candidate, original, part, report_maker(), advance)
     _show(output, found)
     if out is not None:
         durable.write_json(out, found.to_json())
     output.result(found.to_json())
 
 
-def _maker() -> MakeReport | None:
+def report_maker() -> MakeReport | None:
     """Makes the report of one case as the daemon does; None without the packages for it."""
     try:
         import pydicom
@@ -159,6 +159,8 @@ def _show_rest(output: Output, found: Bench, names: Sequence[str]) -> None:
         output.say(f"{name}, from file to report: median {_ms(case.percentiles[0])} ms a {case.unit} ({stages})")
     if found.profiles is not None:
         _show_profile(output, found.profiles)
+    if found.throttled:
+        output.say(f"INVALID: the device throttled ({', '.join(found.throttled)})", style="red")
     for line in found.not_run:
         output.say(line)
 

@@ -48,6 +48,7 @@ def gated(wanted: Requirements, found: Collection, evidence: Evidence, ran: tupl
         peak_mib=memory,
         parity=parity,
         not_run=not_run,
+        invalid=evidence.invalid,
     )
     return hold(wanted, measured)
 

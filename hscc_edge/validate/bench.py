@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ Progress = Callable[[int, str], None]
 SCHEMA = 1
 IMAGES = 8
 START_S = 300.0
+WHOLE_S = 1.0
+NO_GPU = "a GPU: not run"
 # In a process of its own, so that the imports of the runtime's packages count as they do when the daemon starts.
 START = """
 import json, sys, time
@@ -65,7 +67,7 @@ class Bench:
         machine: date, machine, versions; `before`, `after`: power mode, governors, free memory.
         bundles: facts of the reference, if there was one, and of the candidate, in the order of all pairs below.
         start_up: from a new process to the first answer: imports, digests of the bundle's files, opening, inference.
-        telemetry: what the sensors saw in each scenario.
+        telemetry: what the sensors saw in each scenario; `whole` from the first start-up to the last case.
         energy, end_to_end, profiles: empty or None where `not_run` says so.
         not_run: what was not measured, and why.
     """
@@ -79,14 +81,20 @@ class Bench:
     start_up: tuple[dict[str, Any], ...]
     outcomes: tuple[Outcome, ...]
     telemetry: tuple[Telemetry, ...]
+    whole: Telemetry
     energy: tuple[Energy, ...]
     end_to_end: tuple[EndToEnd, ...]
     profiles: Profiles | None
     not_run: tuple[str, ...]
 
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """What slowed the device down meanwhile, as far as it tells; the times are then not those of the device."""
+        return telemetry.throttled((*self.telemetry, self.whole))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON objects under a versioned schema; all samples are in it."""
-        return {"kind": "bench", "schema": SCHEMA, **asdict(self)}
+        return {"kind": "bench", "schema": SCHEMA, "throttled": self.throttled, **asdict(self)}
 
 
 def steps(asked: Conditions) -> int:
@@ -116,25 +124,41 @@ def measure(
     """
     bundles = tuple(bundle for bundle in (reference, candidate) if bundle is not None)
     _check_alike(bundles)
-    before, sensors = telemetry.settings(root), telemetry.find_sensors(root)
     runtimes = [
         open_runtime(bundle, asked.runtime, precision=asked.precision, threads=asked.threads, unverified=True)
         for bundle in bundles
     ]
     try:
-        images = _images(candidate, cohort)
+        found = measure_open(asked, bundles, runtimes, cohort, make, progress, root)
+    finally:
+        for runtime in runtimes:
+            runtime.close()
+    profiles, why = _profile(asked, reference, candidate, cohort)
+    progress(1, "profile")
+    lines = (*found.not_run, f"time of each layer: not run, {why}") if why else found.not_run
+    return replace(found, profiles=profiles, not_run=lines, after=telemetry.settings(root))
+
+
+def measure_open(
+    asked: Conditions,
+    bundles: Sequence[Bundle],
+    runtimes: Sequence[Runtime],
+    cohort: Cohort | None,
+    make: MakeReport | None,
+    progress: Progress = lambda steps, note: None,
+    root: Path = Path("/"),
+) -> Bench:
+    """As `measure`, but for the profile, of runtimes that are open already: the candidate's last, as its bundle."""
+    before, sensors = telemetry.settings(root), telemetry.find_sensors(root)
+    images = _images(bundles[-1], cohort)
+    with telemetry.recorded(sensors, WHOLE_S) as readings:
         started = tuple(_start(bundle, asked) for bundle in bundles)
         progress(1, "started")
         outcomes, seen = _play(asked, runtimes, images, sensors, progress)
         energy = measure_energy(runtimes, images, asked.seconds, sensors) if has_power(sensors) else ()
         progress(1, "energy")
-        whole, why = _end_to_end(asked, bundles, runtimes, cohort, make)
+        end_to_end, why = _end_to_end(asked, bundles, runtimes, cohort, make)
         progress(1, "from file to report")
-    finally:
-        for runtime in runtimes:
-            runtime.close()
-    profiles, why_not = _profile(asked, reference, candidate, images)
-    progress(1, "profile")
     return Bench(
         machine=machine_facts(),
         before=before,
@@ -145,10 +169,11 @@ def measure(
         start_up=started,
         outcomes=outcomes,
         telemetry=seen,
+        whole=telemetry.summarise(sensors, readings),
         energy=energy,
-        end_to_end=whole,
-        profiles=profiles,
-        not_run=tuple(_not_run(asked, reference, sensors, outcomes, why, why_not)),
+        end_to_end=end_to_end,
+        profiles=None,
+        not_run=tuple(_not_run(asked, runtimes, sensors, outcomes, why)),
     )
 
 
@@ -218,7 +243,7 @@ def _end_to_end(
 
 
 def _profile(
-    asked: Conditions, reference: Bundle | None, candidate: Bundle, images: Sequence[NDArray[np.float32]]
+    asked: Conditions, reference: Bundle | None, candidate: Bundle, cohort: Cohort | None
 ) -> tuple[Profiles | None, str]:
     """The figures, or none and why."""
     if not asked.profile:
@@ -226,23 +251,24 @@ def _profile(
     if asked.runtime != "ort":
         return None, f"the runtime is {asked.runtime}, and only ort is profiled"
     try:
+        images = _images(candidate, cohort)
         return profile(reference or candidate, candidate, images, asked.precision, asked.threads), ""
     except MissingExtraError as error:
         return None, str(error)
 
 
 def _not_run(
-    asked: Conditions, reference: Bundle | None, sensors: Sequence[Sensor], outcomes: Sequence[Outcome], *why: str
+    asked: Conditions, runtimes: Sequence[Runtime], sensors: Sequence[Sensor], outcomes: Sequence[Outcome], why: str
 ) -> list[str]:
-    found = [] if reference else ["in turn with the original: not run, no --reference was given"]
+    found = [] if len(runtimes) > 1 else ["in turn with the original: not run, no --reference was given"]
     found += [f"{item.scenario.name}: {item.remark}" for item in outcomes if item.remark]
     found += [f"{words}: not measured" for kind, words in telemetry.KINDS.items() if kind not in _kinds(sensors)]
     if not has_power(sensors):
         found.append("energy an image: not measured")
-    names = ("from file to report", "time of each layer")
-    found += [f"{name}: not run, {reason}" for name, reason in zip(names, why, strict=True) if reason]
+    if why:
+        found.append(f"from file to report: not run, {why}")
     if asked.runtime in ("ort", "eager"):
-        found.append("a GPU: not run")
+        found.append(NO_GPU)
     return found
 
 

@@ -22,11 +22,14 @@ from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.data.subgroups import by_case
 from hscc_edge.errors import BundleError, InputError
 from hscc_edge.model.decision import question
-from hscc_edge.runtime import open_runtime
-from hscc_edge.validate.latency import Latency, Race, race
+from hscc_edge.runtime import Runtime, open_runtime
+from hscc_edge.validate import bench
+from hscc_edge.validate.end_to_end import MakeReport
+from hscc_edge.validate.latency import Latency, Race, compare_times, race
 from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.predict import check_fit, predict
 from hscc_edge.validate.predictions import Predictions, bundle_facts, read_predictions
+from hscc_edge.validate.scenarios import scenario_of
 from hscc_edge.validate.uses import Use, read_use, record
 
 Progress = Callable[[int, str], None]
@@ -36,7 +39,7 @@ TIMED_IMAGES = 8
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How it was run: `threads` of the CPU runtime, `seconds` of timing."""
+    """How it was run: `threads` of the CPU runtime, `seconds` of each part of the timing, 0 for a few calls alone."""
 
     runtime: str = "ort"
     precision: str = "fp32"
@@ -52,6 +55,8 @@ class Collection:
         cohort: name, source, digest, splits, classes and counts of what they were run on; no file, no identifier.
         conditions: how it was run, on which machine, with which versions.
         race: calls of both in turn, batch 1, model alone.
+        timing: the object of `bench` that the race is from: warm-up, percentiles, start-up, from file to report,
+            energy, temperature, clocks, throttling; None where a few calls alone were timed.
         columns: of subgroups, such as "sex" -> value of every case; those of the cohort's table that are known.
         uses: every look at these splits so far, this one last.
     """
@@ -63,6 +68,7 @@ class Collection:
     race: Race
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     uses: tuple[Use, ...] = ()
+    timing: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON objects under a versioned schema."""
@@ -70,7 +76,7 @@ class Collection:
             "kind": KIND, "schema": SCHEMA, "reference": self.reference.to_json(),
             "candidate": self.candidate.to_json(), "cohort": dict(self.cohort), "conditions": dict(self.conditions),
             "race": asdict(self.race), "columns": {name: list(values) for name, values in self.columns.items()},
-            "uses": [asdict(use) for use in self.uses],
+            "uses": [asdict(use) for use in self.uses], "timing": self.timing,
         }  # fmt: skip
 
 
@@ -81,11 +87,15 @@ def collect(
     conditions: Conditions,
     progress: Progress | None = None,
     purpose: str = "validate",
+    make: MakeReport | None = None,
 ) -> Collection:
     """Run both bundles on the same runtime over every case, then time them interleaved.
 
     One image is in memory at a time; time grows with the images, and the result with images x labels. That the split
     was looked at is written down first, beside the cohort (`uses.py`), for `purpose`.
+
+    Args:
+        make: makes a report's bytes, for the way from file to report; None where what it needs is not installed.
 
     Raises:
         BundleError: if the bundles differ in labels, head, decision or preprocessing.
@@ -106,13 +116,31 @@ def collect(
             )
             for bundle, runtime in ((reference, old), (candidate, new))
         )  # fmt: skip
-        timed = race(old, new, _some_images(reference, cohort), conditions.seconds)
+        timed, timing = _time((reference, candidate), (old, new), cohort, conditions, make)
     finally:
         old.close()
         new.close()
     facts = {**asdict(conditions), "runtime_name": first.runtime, **machine_facts()}
     columns = by_case(cohort, first.rule.unit)
-    return Collection(first, second, cohort_facts(cohort, first), facts, timed, columns, uses)
+    return Collection(first, second, cohort_facts(cohort, first), facts, timed, columns, uses, timing)
+
+
+def _time(
+    bundles: tuple[Bundle, Bundle],
+    runtimes: tuple[Runtime, Runtime],
+    cohort: Cohort,
+    conditions: Conditions,
+    make: MakeReport | None,
+) -> tuple[Race, Mapping[str, Any] | None]:
+    """The race, and what it is part of."""
+    if conditions.seconds == 0:
+        return race(*runtimes, _some_images(bundles[0], cohort), 0), None
+    asked = bench.Conditions(
+        (scenario_of("single"),), conditions.runtime, conditions.precision, conditions.threads, conditions.seconds
+    )
+    found = bench.measure_open(asked, bundles, runtimes, cohort, make)
+    first, second = (np.array(side.samples_ms) for side in found.outcomes[0].sides)
+    return compare_times(first, second), found.to_json()
 
 
 def read_collection(path: Path) -> Collection:
@@ -132,7 +160,7 @@ def read_collection(path: Path) -> Collection:
             read_predictions(raw["reference"]), read_predictions(raw["candidate"]), dict(raw["cohort"]),
             dict(raw["conditions"]), _read_race(raw["race"]),
             {name: tuple(values) for name, values in raw.get("columns", {}).items()},
-            tuple(read_use(use) for use in raw.get("uses", ())),
+            tuple(read_use(use) for use in raw.get("uses", ())), raw.get("timing"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is malformed ({type(error).__name__}): collect again") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.data.cohort import Cohort
+from hscc_edge.validate import timing
 from hscc_edge.validate.collect import Collection, Conditions, Progress, collect
 from hscc_edge.validate.compare import Comparison, compare
 from hscc_edge.validate.gate import Gating
@@ -27,7 +29,6 @@ from hscc_edge.validate.uses import Use
 
 SCHEMA = 2
 CPU = ("ort", "eager")
-NOT_RUN = ("power and temperature: not measured",)
 CPU_ONLY = ("TensorRT on a Jetson: not run", "a GPU: not used, the times are those of a CPU")
 
 
@@ -37,11 +38,12 @@ class Evidence:
 
     Attributes:
         verdict: non-inferior or not at the margin that was declared; None if none was.
-        groups: every class and subgroup, with words if a margin was declared for them.
+        groups: every class and subgroup, with words if `group_margin`, a share, was declared for them.
         uses: every look at these splits so far, this one last.
         brier_difference: candidate minus reference.
         reach: what so many cases can show at all.
         gate: held against these figures, if there was one.
+        timing: what `bench` measured of both on the device; None where a few calls alone were timed.
     """
 
     reference: dict[str, Any]
@@ -55,8 +57,9 @@ class Evidence:
     cases: tuple[dict[str, Any], ...]
     verdict: Verdict | None = None
     groups: tuple[Group, ...] = ()
+    group_margin: float | None = None
     uses: tuple[Use, ...] = ()
-    not_run: tuple[str, ...] = NOT_RUN
+    not_run: tuple[str, ...] = ()
     reference_probabilities: Probabilities | None = None
     candidate_probabilities: Probabilities | None = None
     brier_difference: Estimate | None = None
@@ -64,15 +67,21 @@ class Evidence:
     candidate_refusals: Refusals | None = None
     reach: Reach | None = None
     gate: Gating | None = None
+    timing: Mapping[str, Any] | None = None
 
     @property
     def cpu_only(self) -> bool:
         """Whether no GPU ran it."""
         return self.conditions["runtime"] in CPU
 
+    @property
+    def invalid(self) -> str:
+        """Why the times say nothing of the device, such as that it throttled; "" if nothing speaks against them."""
+        return timing.invalid(self.timing)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON objects under a versioned schema; "gate" only if there was one."""
-        found = {"schema": SCHEMA, **asdict(self)}
+        found = {"schema": SCHEMA, "cpu_only": self.cpu_only, "invalid": self.invalid, **asdict(self)}
         del found["gate"]
         if self.gate is not None:
             found["gate"] = self.gate.to_json()
@@ -111,14 +120,16 @@ def weigh(found: Collection, margin: float | None = None, group_margin: float | 
         cases=tuple(_case_facts(a, b) for a, b in zip(first.cases, second.cases, strict=True)),
         verdict=None if margin is None else judge(compared.pairs, margin),
         groups=groups(first.cases, second.cases, found.columns, group_margin),
+        group_margin=group_margin,
         uses=found.uses,
-        not_run=(*(CPU_ONLY if found.conditions["runtime"] in CPU else ()), *NOT_RUN),
+        not_run=(*(CPU_ONLY if found.conditions["runtime"] in CPU else ()), *timing.not_measured(found.timing)),
         reference_probabilities=probabilities_of(old, first.head, first.rule.operating_points),
         candidate_probabilities=probabilities_of(new, second.head, second.rule.operating_points),
         brier_difference=brier_difference(old, new, first.head),
         reference_refusals=refusals(first.cases, first.head, first.rule),
         candidate_refusals=refusals(second.cases, second.head, second.rule),
         reach=reach(compared.pairs, margin),
+        timing=found.timing,
     )
 
 

@@ -50,6 +50,7 @@ class Found:
         runtime: that the race was run on.
         parity: "onnx" and "engine".
         not_run: requirement, such as "memory", -> why it was not measured.
+        invalid: why the times say nothing of the device; "" if nothing speaks against them.
     """
 
     comparison: Comparison
@@ -60,6 +61,7 @@ class Found:
     peak_mib: float | None = None
     parity: Mapping[str, Parity] = field(default_factory=dict)
     not_run: Mapping[str, str] = field(default_factory=dict)
+    invalid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +147,14 @@ def _group(wanted: Requirements, group: Group) -> Iterator[Line]:
 
 
 def _latency(wanted: Requirements, found: Found) -> Iterator[Line]:
-    why = found.not_run.get("latency", "not timed") if found.race is None else ""
+    why = f"not run: {found.not_run.get('latency', 'not timed')}" if found.race is None else found.invalid
     if not why and wanted.runtime and wanted.runtime != found.runtime:
-        why = f"timed on {found.runtime}, and the gate asks for {wanted.runtime}"
+        why = f"not run: timed on {found.runtime}, and the gate asks for {wanted.runtime}"
     for name, limit in (("p99_ms", wanted.p99_ms), ("speedup", wanted.speedup)):
         if limit is None:
             continue
         if why or found.race is None:
-            yield Line(f"latency.{name}", INCONCLUSIVE, f"not run: {why}")
+            yield Line(f"latency.{name}", INCONCLUSIVE, why)
         else:
             yield (_p99 if name == "p99_ms" else _speedup)(found.race, limit, found.runtime)
 

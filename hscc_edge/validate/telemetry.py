@@ -26,6 +26,7 @@ from hscc_edge.power_mode import current_name
 INTERVAL_S = 0.2
 Values = NDArray[np.float64]
 WHOLE = ("VDD_IN", "POM_5V_IN")
+THROTTLE = "-throttle-alert"  # cooling devices by which Jetson Linux tells that it slows a unit down
 KINDS = {"celsius": "temperature", "megahertz": "clocks", "watts": "power", "joules": "energy counters (RAPL)",
          "events": "throttling"}  # fmt: skip
 
@@ -36,6 +37,7 @@ class Sensor:
 
     Attributes:
         wrap: where a counter begins anew, in the kind's unit; inf for what is no counter.
+        state: an event that is going on while the number is above 0, in place of a counter of events.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Sensor:
     paths: tuple[Path, ...]
     scale: float
     wrap: float = math.inf
+    state: bool = False
 
     def read(self) -> float | None:
         """Its value now; None if it cannot be read, or is a zone that is switched off."""
@@ -67,7 +70,7 @@ class Telemetry:
     Attributes:
         celsius: zone -> first, last and highest; megahertz: clock -> lowest, mean and highest.
         watts: rail -> mean; joules: rail or RAPL domain -> energy, the integral of power by trapezoids.
-        events: counters of throttling that rose -> by how much.
+        events: counters of throttling that rose -> by how much; alerts that were on -> their highest state.
         energy_j: of the whole device, None where nothing measures it; `energy_of` says what it is of.
         not_measured: kinds of which no sensor could be read.
     """
@@ -91,7 +94,7 @@ def find_sensors(root: Path = Path("/")) -> tuple[Sensor, ...]:
 
 
 def settings(root: Path = Path("/")) -> dict[str, Any]:
-    """Power mode, CPU governors and free memory; "not measured" for what the machine does not say."""
+    """Power mode, CPU governors, free memory, temperatures and clocks; "not measured" for what the machine hides."""
     folders = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     governors = sorted({read_text(folder / "scaling_governor").strip() for folder in folders} - {""})
     memory = [line.split() for line in read_text(root / "proc/meminfo").splitlines()]
@@ -100,7 +103,14 @@ def settings(root: Path = Path("/")) -> dict[str, Any]:
         "power_mode": current_name(root) or "not measured",
         "governors": governors or "not measured",
         "available_mib": "not measured" if free is None else free,
+        **{kind: _now(root, kind) or "not measured" for kind in ("celsius", "megahertz")},
     }
+
+
+def _now(root: Path, kind: str) -> dict[str, float]:
+    """Sensors of a kind -> what they say now."""
+    found = ((sensor.name, sensor.read()) for sensor in find_sensors(root) if sensor.kind == kind)
+    return {name: value for name, value in found if value is not None}
 
 
 @contextmanager
@@ -141,7 +151,10 @@ def summarise(sensors: Sequence[Sensor], readings: Sequence[Reading]) -> Telemet
     watts = {name: _mean(times, values) for name, (times, values, _) in series["watts"].items()}
     joules = {name: float(trapezoid(values, times)) for name, (times, values, _) in series["watts"].items()}
     counted = {name: _risen(values, sensor.wrap) for name, (_, values, sensor) in series["joules"].items()}
-    events = {name: _risen(values, sensor.wrap) for name, (_, values, sensor) in series["events"].items()}
+    events = {
+        name: float(values.max()) if sensor.state else _risen(values, sensor.wrap)
+        for name, (_, values, sensor) in series["events"].items()
+    }
     energy_j, energy_of = _whole(joules, counted)
     return Telemetry(
         seconds=float(at_s[-1] - at_s[0]),
@@ -157,6 +170,15 @@ def summarise(sensors: Sequence[Sensor], readings: Sequence[Reading]) -> Telemet
         energy_of=energy_of,
         not_measured=tuple(words for kind, words in KINDS.items() if not series[kind]),
     )
+
+
+def throttled(found: Sequence[Telemetry]) -> tuple[str, ...]:
+    """What throttled the device while any of these was recorded, each with its count or state; empty if nothing did."""
+    highest: dict[str, float] = {}
+    for item in found:
+        for name, count in item.events.items():
+            highest[name] = max(count, highest.get(name, 0.0))
+    return tuple(f"{name}: {count:g}" for name, count in sorted(highest.items()))
 
 
 def _mean(times: Values, values: Values) -> float:
@@ -210,8 +232,12 @@ def _rapl(root: Path) -> Iterator[Sensor]:
 
 
 def _throttling(root: Path) -> Iterator[Sensor]:
-    """Counters: x86 thermal events of each core, over-current events of a Jetson's hwmon."""
+    """Counters: x86 thermal events of each core, over-current events of a Jetson's hwmon; states: a Jetson's alerts."""
     for path in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")):
         yield Sensor("events", f"thermal, {path.parent.parent.name}", (path,), 1.0)
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         yield Sensor("events", f"over-current, {path.name.partition('_')[0]}", (path,), 1.0)
+    for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        name = read_text(device / "type").strip()
+        if name.endswith(THROTTLE):
+            yield Sensor("events", f"alert, {name.removesuffix(THROTTLE)}", (device / "cur_state",), 1.0, state=True)

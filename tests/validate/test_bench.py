@@ -155,7 +155,8 @@ def test_a_bench_holds_all_that_makes_it_reproducible(found, phantom):
     facts = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert facts["bundles"][0]["digest"] == facts["bundles"][1]["digest"] and facts["conditions"]["precision"] == "fp32"
     assert {"date", "machine", "versions"} <= facts["machine"].keys()
-    assert {"power_mode", "governors", "available_mib"} == facts["before"].keys() == facts["after"].keys()
+    settings = {"power_mode", "governors", "available_mib", "celsius", "megahertz"}
+    assert settings == facts["before"].keys() == facts["after"].keys() and facts["throttled"] == []
     (single,) = facts["outcomes"]
     assert all(len(side["samples_ms"]) == side["samples"] for side in single["sides"]) and len(single["sides"]) == 2
     assert all(start["process_s"] > start["load_s"] > 0 for start in facts["start_up"])

@@ -108,6 +108,19 @@ def test_throttling_is_what_rose(tmp_path):
     assert found.events == {"over-current, oc1": 2.0} and "throttling" not in found.not_measured
 
 
+def test_an_alert_that_is_on_throttles_though_it_did_not_rise(tmp_path):
+    """A state, not a counter: `cooling_device*/cur_state` of Jetson Linux's alerts; a fan's is none."""
+    for number, (name, state) in enumerate([("gpu-throttle-alert", 1), ("cpu-throttle-alert", 0), ("pwm-fan", 3)]):
+        write(tmp_path / f"sys/class/thermal/cooling_device{number}/type", name)
+        write(tmp_path / f"sys/class/thermal/cooling_device{number}/cur_state", state)
+    sensors = find_sensors(tmp_path)
+    found = summarise(sensors, [read(sensors), read(sensors)])
+    assert found.events == {"alert, gpu": 1.0} and telemetry.throttled([found, found]) == ("alert, gpu: 1",)
+    write(tmp_path / "sys/class/thermal/cooling_device0/cur_state", 0)
+    calm = summarise(sensors, [read(sensors), read(sensors)])
+    assert telemetry.throttled([calm]) == () and telemetry.throttled([calm, found]) == ("alert, gpu: 1",)
+
+
 def test_readings_go_on_while_something_else_runs(tmp_path):
     write(tmp_path / "sys/class/thermal/thermal_zone0/temp", 41_000)
     sensors = find_sensors(tmp_path)
