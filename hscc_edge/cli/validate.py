@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hscc_edge.data.cohort import Cohort
     from hscc_edge.validate.collect import Collection, Conditions
     from hscc_edge.validate.evidence import Evidence
+    from hscc_edge.validate.gate import Line
     from hscc_edge.validate.requirements import Requirements
 
 STYLES = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
@@ -118,35 +120,48 @@ def _weigh(
 
     evidence = weigh(found) if wanted is None else weigh(found, wanted.margin, wanted.group_margin)
     gating = None if wanted is None else gated(wanted, found, evidence, ran)
-    facts = evidence.to_json() | ({} if gating is None else {"gate": gating.to_json()})
+    if gating is not None and wanted is not None and wanted.lines:  # a margin alone is a verdict, no gate
+        evidence = dataclasses.replace(evidence, gate=gating)
+    facts = evidence.to_json()
     if report is not None:
         from hscc_edge.validate.report import render
 
         durable.write_text(report, render(evidence))
         durable.write_json(report.with_suffix(".json"), facts)
-    _show(output, evidence)
-    for line in () if gating is None else gating.lines:
-        output.say(str(line), STYLES[line.state])
+    _show(output, evidence, () if gating is None else gating.lines)
     output.result(facts)
     if gating is not None and wanted is not None and wanted.lines:  # a margin alone is answered, not enforced
         raise typer.Exit(gating.exit_code)
 
 
-def _show(output: Output, evidence: Evidence) -> None:
-    from hscc_edge.validate.report import share, verdict
+def _show(output: Output, evidence: Evidence, lines: Sequence[Line]) -> None:
+    from hscc_edge.validate import claim
     from hscc_edge.validate.uses import sentence
 
-    found, race = evidence.comparison, evidence.race
-    rows = [
-        ("original", share(evidence.reference_figures.accuracy),
-         f"{evidence.reference_figures.macro_f1.value:.3f}", "-",
-         *(f"{getattr(race.reference, name):.2f}" for name in ("p50_ms", "p90_ms", "p99_ms"))),
-        ("compressed", share(evidence.candidate_figures.accuracy), f"{evidence.candidate_figures.macro_f1.value:.3f}",
-         f"{found.kl:.4f} (SE {found.kl_se:.4f})",
-         *(f"{getattr(race.candidate, name):.2f}" for name in ("p50_ms", "p90_ms", "p99_ms"))),
-    ]  # fmt: skip
-    columns = ("classifier", "accuracy (95 % interval)", "macro F1", "KL", "p50 ms", "p90 ms", "p99 ms")
-    output.table(f"{evidence.cohort['cases']} cases on {evidence.conditions['runtime_name']}", columns, rows)
-    output.say(f"{verdict(evidence)} {race.speedup:.2f}x faster ({race.low:.2f} to {race.high:.2f}).")
+    race, where = evidence.race, "CPU only" if evidence.cpu_only else "GPU"
+    columns = ("classifier", "accuracy (95 % interval)", "macro F1", "AUC", "KL", "p50 ms", "p90 ms", "p99 ms")
+    title = f"{evidence.cohort['cases']} cases on {evidence.conditions['runtime_name']}, {where}"
+    output.table(title, columns, list(_rows(evidence)))
+    output.say(claim.claim(evidence))
+    if evidence.verdict is None:
+        output.say(claim.answer(evidence))
+    for line in lines:
+        output.say(str(line), STYLES[line.state])
+    output.say(claim.ability(evidence))
+    output.say(f"{race.speedup:.2f}x faster ({race.low:.2f} to {race.high:.2f}), median call, {where}.")
     output.say(sentence(evidence.uses))
     output.say("; ".join(evidence.not_run))
+
+
+def _rows(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    from hscc_edge.validate.wording import decimal, share
+
+    found, race = evidence.comparison, evidence.race
+    apart = f"{decimal(found.kl)} (SE {decimal(found.kl_se)})"
+    for name, figures, told, kl, times in (
+        ("original", evidence.reference_figures, evidence.reference_probabilities, "-", race.reference),
+        ("compressed", evidence.candidate_figures, evidence.candidate_probabilities, apart, race.candidate),
+    ):
+        area = decimal(told.macro_auc.value, 3) if told and told.macro_auc else "-"
+        clock = (f"{value:.2f}" for value in (times.p50_ms, times.p90_ms, times.p99_ms))
+        yield name, share(figures.accuracy), decimal(figures.macro_f1.value, 3), area, kl, *clock

@@ -7,85 +7,78 @@ from typing import Any
 
 from hscc_edge.data import page
 from hscc_edge.errors import extra
-from hscc_edge.validate import noninferiority, plots, uses
+from hscc_edge.validate import claim, noninferiority, tables, uses, wording
 from hscc_edge.validate.evidence import Evidence
-from hscc_edge.validate.intervals import Proportion
+from hscc_edge.validate.gate import FAIL
+from hscc_edge.validate.plots.classes import per_class
+from hscc_edge.validate.plots.confusion import confusions
+from hscc_edge.validate.plots.difference import difference
+from hscc_edge.validate.plots.forest import forest
+from hscc_edge.validate.plots.latency import latencies
+from hscc_edge.validate.plots.reliability import reliability
+from hscc_edge.validate.plots.roc import roc
 
 with extra("workstation"):
     from markupsafe import Markup
 
+LOOKS = {noninferiority.NON_INFERIOR: "", noninferiority.INFERIOR: "bad"}
+FILTERS: dict[str, Callable[..., object]] = {
+    "share": wording.share, "points": wording.points, "ms": wording.ms, "count": wording.count,
+    "p_value": wording.p_value, "decimal": wording.decimal, "uses_words": uses.sentence,
+}  # fmt: skip
+
 
 def render(evidence: Evidence) -> str:
     """HTML with inline style and SVG; nothing is loaded from elsewhere."""
-    filters: dict[str, Callable[[Any], object]] = {
-        "share": share, "points": points, "ms": ms, "count": count,
-        "p_value": p_value, "verdict_words": noninferiority.sentence, "uses_words": uses.sentence,
-    }  # fmt: skip
+    old, new = evidence.reference_probabilities, evidence.candidate_probabilities
     return page.render(
         "hscc_edge.validate",
         "report.html.j2",
-        filters,
+        FILTERS,
         e=evidence,
-        verdict=verdict(evidence),
-        plots=_plots(evidence),
-        classes=_classes(evidence),
+        word=claim.word(evidence),
+        answer=claim.answer(evidence),
+        claim=claim.claim(evidence),
+        ability=claim.ability(evidence),
+        look=look(evidence),
+        plots={name: Markup(drawn) for name, drawn in _plots(evidence).items()},
+        figures=tables.figures(evidence),
+        reasons=tables.reasons(evidence),
+        classes=tables.classes(evidence.reference_figures.classes, evidence.candidate_figures.classes),
+        points=tables.classes(old.points, new.points) if old and new else [],
+        contrast=tables.contrast(evidence),
+        bins=tables.bins(evidence),
+        percentiles=tables.percentiles(evidence),
     )
 
 
-def verdict(evidence: Evidence) -> str:
-    """What was found, in one sentence that claims no more than the interval allows."""
-    found, cases = evidence.comparison, evidence.cohort["cases"]
-    if found.low > 0:
-        claim = "decided more cases rightly than the original"
-    elif found.high < 0:
-        claim = "decided fewer cases rightly than the original"
-    else:
-        claim = "could not be told apart from the original in accuracy"
-    return (
-        f"On {cases} cases the compressed classifier {claim}: a difference of {points(found.difference)} points "
-        f"(95 % interval {points(found.low)} to {points(found.high)})."
-    )
+def look(evidence: Evidence) -> str:
+    """The class of the verdict's box: "", "bad" or "unsure"."""
+    if evidence.gate is not None and evidence.gate.state == FAIL:
+        return "bad"
+    return LOOKS.get(claim.word(evidence), "unsure")
 
 
-def share(value: Proportion) -> str:
-    """A proportion in per cent with its interval."""
-    if value.value is None or value.low is None or value.high is None:
-        return "no case"
-    return f"{100 * value.value:.1f} % ({100 * value.low:.1f} to {100 * value.high:.1f})"
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.1f}"
-
-
-def p_value(value: float | None) -> str:
-    """A p-value, or a dash."""
-    return "-" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def ms(value: float) -> str:
-    """Milliseconds with three digits."""
-    return f"{value:.3g} ms"
-
-
-def count(value: int | None) -> str:
-    """An integer with thin grouping, or a dash."""
-    return "-" if value is None else f"{value:,}"
-
-
-def _plots(evidence: Evidence) -> dict[str, Markup]:
-    first, second = evidence.reference_figures, evidence.candidate_figures
-    found = evidence.comparison
+def _plots(evidence: Evidence) -> dict[str, str]:
+    first, second, found = evidence.reference_figures, evidence.candidate_figures, evidence.comparison
+    margin = None if evidence.verdict is None else evidence.verdict.margin
     return {
-        "difference": Markup(plots.difference(found.difference, found.low, found.high)),
-        "confusions": Markup(plots.confusions(first, second, evidence.cohort["classes"])),
-        "per_class": Markup(plots.per_class(first, second)),
-        "forest": Markup(plots.forest(evidence.groups) if evidence.groups else ""),
-        "latencies": Markup(plots.latencies(evidence.race)),
+        "difference": difference(found.difference, found.low, found.high, margin),
+        "confusions": confusions(first, second, evidence.cohort["classes"]),
+        "per_class": per_class(first, second),
+        "forest": forest(evidence.groups, evidence.group_margin) if evidence.groups else "",
+        "latencies": latencies(evidence.race),
+        **_of_probabilities(evidence),
     }
 
 
-def _classes(evidence: Evidence) -> list[dict[str, Any]]:
-    pairs = zip(evidence.reference_figures.classes, evidence.candidate_figures.classes, strict=True)
-    return [{"label": a.label, "first": a, "second": b} for a, b in pairs]
+def _of_probabilities(evidence: Evidence) -> dict[str, Any]:
+    old, new = evidence.reference_probabilities, evidence.candidate_probabilities
+    drawn = {"roc": "", "reliability": ""}
+    if old is None or new is None:
+        return drawn
+    if old.areas:
+        drawn["roc"] = roc(old, new)
+    if old.calibration is not None and new.calibration is not None:
+        drawn["reliability"] = reliability(old.calibration, new.calibration)
+    return drawn

@@ -7,7 +7,7 @@ from typing import Any
 
 from hscc_edge.data.page import STYLE, svg
 from hscc_edge.errors import extra
-from hscc_edge.validate.plots import CANDIDATE, REFERENCE
+from hscc_edge.validate.plots.style import CANDIDATE, REFERENCE
 
 with extra("workstation"):
     import matplotlib
@@ -35,8 +35,8 @@ def draw(record: Mapping[str, Any]) -> str:
 
 def _panel(axes: Axes, curve: Mapping[str, Any]) -> None:
     places = range(len(curve["strengths"]) + 1)
-    axes.plot(places, curve["reference"], "s--", color=REFERENCE, label="original", markersize=4)
-    axes.plot(places, curve["candidate"], "o-", color=CANDIDATE, label="compressed", markersize=4)
+    for values, look in ((curve["reference"], REFERENCE), (curve["candidate"], CANDIDATE)):
+        axes.plot(places, values, look.line, marker=look.marker, color=look.colour, label=look.name, markersize=4)
     axes.set_title(curve["fault"], loc="left", fontsize="medium")
     axes.set_xticks(places, ["none", *(f"{value:g}" for value in curve["strengths"])])
     axes.tick_params(axis="x", labelsize="x-small")

@@ -76,7 +76,7 @@ Drawn = tuple[str, Markup, tuple[Table, ...], tuple[Figure, ...]]
 
 def _validation(item: Recording) -> Drawn:
     """The report that `validate` makes, of its JSON: the same code, nothing run again."""
-    from hscc_edge.validate import report
+    from hscc_edge.validate import claim, report
     from hscc_edge.validate.evidence import Evidence
 
     evidence = typed(Evidence, item.content)
@@ -86,7 +86,7 @@ def _validation(item: Recording) -> Drawn:
     for level in (3, 2):
         body = body.replace(f"<h{level}>", f"<h{level + 1}>").replace(f"</h{level}>", f"</h{level + 1}>")
     figures = tuple(_figures(body, item, report))
-    return report.verdict(evidence), Markup(_own_ids(body)), (), figures
+    return claim.claim(evidence), Markup(_own_ids(body)), (), figures
 
 
 def _robustness(item: Recording) -> Drawn:
