@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hscc_edge.validate.gate import Gating
     from hscc_edge.validate.requirements import Requirements
 
-ELSEWHERE = "weighed from a collection, without the bundle: give BUNDLE, --reference and --cohort"
+ELSEWHERE = "weighed from a collection: run hscc-edge validate with BUNDLE, --reference and --cohort there"
 
 
 def gated(wanted: Requirements, found: Collection, evidence: Evidence, ran: tuple[Bundle, Cohort] | None) -> Gating:
@@ -33,7 +33,7 @@ def gated(wanted: Requirements, found: Collection, evidence: Evidence, ran: tupl
     points = at_thresholds(outcomes(candidate.cases, candidate.head.labels), candidate.rule.operating_points)
     parity: dict[str, Parity] = {}
     not_run = dict.fromkeys(("memory", *(f"parity.{name}" for name in wanted.parity)), ELSEWHERE)
-    memory = None
+    memory = _collected_mib(found)
     if ran is not None:
         parity, reasons = parities(*ran, candidate.precision, tuple(wanted.parity))
         not_run = {f"parity.{name}": reason for name, reason in reasons.items()}
@@ -51,6 +51,11 @@ def gated(wanted: Requirements, found: Collection, evidence: Evidence, ran: tupl
         invalid=evidence.invalid,
     )
     return hold(wanted, measured)
+
+
+def _collected_mib(found: Collection) -> float | None:
+    """The candidate's memory as its start-up took it where it was timed."""
+    return None if found.timing is None else found.timing["start_up"][-1].get("peak_mib")
 
 
 def _memory(bundle: Bundle, found: Collection) -> tuple[float | None, str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hscc_edge.validate.requirements import Requirements
 
 STYLES = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
+PRINTED = "-"
 
 
 def validate(
@@ -29,10 +30,18 @@ def validate(
     cohort: Annotated[Path | None, typer.Option(help="Cohort with the split to test on.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     collect: Annotated[
-        Path | None, typer.Option(help="Write answers and times here and stop: all that the device is needed for.")
+        Path | None,
+        typer.Option(
+            help="Write answers and times here and stop: all that the device is needed for. "
+            "With --json and - they are the JSON object."
+        ),
     ] = None,
     collected: Annotated[
         Path | None, typer.Option("--from", help="Weigh what --collect wrote, on the device or here; runs nothing.")
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Run on another machine, weigh here: ssh://user@host[:port][/path/of/its/hscc-edge]."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML report; its JSON is written beside it.")] = None,
     margin: Annotated[
@@ -44,7 +53,10 @@ def validate(
     runtime: Annotated[str, typer.Option(help="ort, eager or trt; both bundles run on it.")] = "ort",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of a CPU runtime.")] = 1,
-    seconds: Annotated[float, typer.Option(help="Time for the latency samples.")] = 10.0,
+    seconds: Annotated[
+        float,
+        typer.Option(help="Of each part of the timing: calls, energy, from file to report; 0 for a few calls."),
+    ] = 10.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare accuracy, divergence and latency with the reference, and write a report.
@@ -53,24 +65,41 @@ def validate(
     Example: hscc-edge validate small --reference dense --cohort cohort --gate gate.toml
     Example: hscc-edge validate small --reference dense --cohort cohort --collect found.json   (on the device)
     Example: hscc-edge validate --from found.json --report report.html   (at the workstation)
+    Example: hscc-edge validate small --reference dense --cohort cohort --on ssh://hscc@jetson --report report.html
     """
-    from hscc_edge import durable
     from hscc_edge.validate.collect import Conditions, read_collection
 
     if threads < 1 or seconds < 0:
         raise InputError(f"--threads is {threads}, --seconds is {seconds}: expected 1 or more, and 0 or more")
+    _check(collect, collected, on, as_json)
     output, wanted = Output(as_json), _wanted(margin, gate)
     if collected is not None:
         found, ran = read_collection(collected), None
     else:
         conditions = Conditions(runtime, precision, threads, seconds)
-        found, ran = _collect(output, bundle, reference, cohort, split, conditions)
+        found, ran = _collect(output, bundle, reference, cohort, split, conditions, on)
     if collect is not None:
-        durable.write_json(collect, found.to_json())
-        output.say(f"{collect}: {found.cohort['cases']} cases; weigh them with hscc-edge validate --from {collect}")
-        output.result({"collection": str(collect), "cases": found.cohort["cases"]})
+        _write(output, found, collect)
+    else:
+        _weigh(output, found, report, wanted, ran)
+
+
+def _check(collect: Path | None, collected: Path | None, on: str | None, as_json: bool) -> None:
+    if collected is not None and on is not None:
+        raise InputError("--from and --on are both given: expected one, for --from runs nothing")
+    if str(collect) == PRINTED and not as_json:
+        raise InputError("--collect is -, without --json: expected both, or a file")
+
+
+def _write(output: Output, found: Collection, place: Path) -> None:
+    from hscc_edge import durable
+
+    if str(place) == PRINTED:
+        output.result(found.to_json())
         return
-    _weigh(output, found, report, wanted, ran)
+    durable.write_json(place, found.to_json())
+    output.say(f"{place}: {found.cohort['cases']} cases; weigh them with hscc-edge validate --from {place}")
+    output.result({"collection": str(place), "cases": found.cohort["cases"]})
 
 
 def _wanted(margin: float | None, gate: Path | None) -> Requirements | None:
@@ -95,16 +124,26 @@ def _collect(
     cohort: Path | None,
     split: str,
     conditions: Conditions,
-) -> tuple[Collection, tuple[Bundle, Cohort]]:
+    on: str | None,
+) -> tuple[Collection, tuple[Bundle, Cohort] | None]:
+    """What was found, and what may be asked further here: nothing of another machine's run."""
     from hscc_edge.bundle import read_bundle
+    from hscc_edge.cli.bench import report_maker
     from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.export.remote import parse_host
     from hscc_edge.validate.collect import collect
+    from hscc_edge.validate.remote import collect_there
 
     if bundle is None or reference is None or cohort is None:
         raise InputError("BUNDLE, --reference and --cohort are not all given: give the three, or --from alone")
-    part, candidate = read_cohort(cohort).select(split), read_bundle(bundle)
+    part, candidate, original = read_cohort(cohort).select(split), read_bundle(bundle), read_bundle(reference)
+    if on is not None:
+        host = parse_host(on)
+        output.say(f"running on {host.address}: two passes over {len(part.instances)} images, then the timing")
+        return collect_there(host, candidate, original, part, conditions), None
     with output.progress("validate", 2 * len(part.instances)) as advance:
-        return collect(candidate, read_bundle(reference), part, conditions, advance), (candidate, part)
+        found = collect(candidate, original, part, conditions, advance, make=report_maker())
+    return found, (candidate, part)
 
 
 def _weigh(
@@ -149,6 +188,8 @@ def _show(output: Output, evidence: Evidence, lines: Sequence[Line]) -> None:
         output.say(str(line), STYLES[line.state])
     output.say(claim.ability(evidence))
     output.say(f"{race.speedup:.2f}x faster ({race.low:.2f} to {race.high:.2f}), median call, {where}.")
+    if evidence.invalid:
+        output.say(evidence.invalid, "red")
     output.say(sentence(evidence.uses))
     output.say("; ".join(evidence.not_run))
 

@@ -17,11 +17,13 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from hscc_edge import __version__
 from hscc_edge.bundle import Bundle
+from hscc_edge.data.cache import file_digest
 from hscc_edge.errors import GateError, InputError, RemoteError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -131,21 +133,21 @@ def parse_host(url: str) -> Host:
     return Host(address, user, port, path or PROGRAM)
 
 
-def parcel(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
-    """A bundle of fewer files: the configuration and `names`, under a manifest of their own; names below "bundle/".
+def parcel(bundle: Bundle, names: Sequence[str], place: str = "bundle") -> dict[str, bytes]:
+    """A bundle of fewer files: the configuration and `names`, under a manifest of their own; names below `place`.
 
     Raises:
         BundleError: if the bundle lacks one.
     """
     kept = sorted({name for name in bundle.files if name.startswith("configs/")} | set(names))
-    content = {f"bundle/{name}": bundle.path(name).read_bytes() for name in kept}
+    content = {f"{place}/{name}": bundle.path(name).read_bytes() for name in kept}
     manifest = json.dumps({"files": {name: bundle.files[name] for name in kept}}, indent=2)
-    return {**content, "bundle/manifest.json": manifest.encode()}
+    return {**content, f"{place}/manifest.json": manifest.encode()}
 
 
 def run_there(
     host: Host,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | Path],
     verbs: Sequence[Sequence[str]],
     *,
     needed: int | None = None,
@@ -155,7 +157,7 @@ def run_there(
     """Send `files` to a directory of their own on `host` and run verbs of its hscc-edge in it, one after another.
 
     Args:
-        files: relative names and contents.
+        files: relative names and contents; paths of large ones, which are not read into memory.
         verbs: each the words of one verb, which is asked for `--json`.
         needed: how many of them, from the first, end the row if they fail; None for all.
         keep: leave the directory there.
@@ -201,13 +203,27 @@ def _script(host: Host, verbs: Sequence[Sequence[str]], needed: int, keep: bool)
     return start + "".join(row + end for row, end in zip(rows, ends, strict=True)) + "exit 0\n"
 
 
-def _pack(files: Mapping[str, bytes], stream: IO[bytes]) -> None:
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+def _pack(files: Mapping[str, bytes | Path], stream: IO[bytes]) -> None:
+    sums = "".join(_sum(name, content) for name, content in files.items())
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, content in {**files, SUMS: sums.encode()}.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o600
-            archive.addfile(entry, io.BytesIO(content))
+            entry.mode = 0o600
+            with _stream(content) as source:
+                entry.size = source.seek(0, io.SEEK_END)
+                source.seek(0)
+                archive.addfile(entry, source)
+
+
+def _sum(name: str, content: bytes | Path) -> str:
+    """A line of sha256sum's file; it escapes odd names, with a backslash before the line."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    digest = file_digest(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
+
+
+def _stream(content: bytes | Path) -> IO[bytes]:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
 def _visit(host: Host, output: str, keep: bool) -> Visit:

@@ -36,14 +36,15 @@ WHOLE_S = 1.0
 NO_GPU = "a GPU: not run"
 # In a process of its own, so that the imports of the runtime's packages count as they do when the daemon starts.
 START = """
-import json, sys, time
+import json, resource, sys, time
 begun = time.perf_counter()
 from pathlib import Path
 from hscc_edge.bundle import read_bundle
 from hscc_edge.runtime.startup import timed_open
 root, kind, precision, threads = sys.argv[1:]
 found = timed_open(read_bundle(Path(root)), kind, precision=precision, threads=int(threads), unverified=True).to_json()
-print(json.dumps({**found, "process_s": time.perf_counter() - begun}))
+peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({**found, "process_s": time.perf_counter() - begun, "peak_mib": peak_mib}))
 """
 
 
@@ -66,7 +67,8 @@ class Bench:
     Attributes:
         machine: date, machine, versions; `before`, `after`: power mode, governors, free memory.
         bundles: facts of the reference, if there was one, and of the candidate, in the order of all pairs below.
-        start_up: from a new process to the first answer: imports, digests of the bundle's files, opening, inference.
+        start_up: from a new process to the first answer: imports, digests of the bundle's files, opening, inference;
+            `peak_mib` is the process's resident memory at most.
         telemetry: what the sensors saw in each scenario; `whole` from the first start-up to the last case.
         energy, end_to_end, profiles: empty or None where `not_run` says so.
         not_run: what was not measured, and why.

@@ -153,8 +153,17 @@ def read_collection(path: Path) -> Collection:
         raw = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: give the file that validate --collect wrote") from error
+    return parse_collection(raw, str(path))
+
+
+def parse_collection(raw: object, name: str) -> Collection:
+    """A collection from its JSON object; `name` says in messages where that came from.
+
+    Raises:
+        InputError: if it is no such object, or of another schema.
+    """
     if not isinstance(raw, dict) or (raw.get("kind"), raw.get("schema")) != (KIND, SCHEMA):
-        raise InputError(f"{path} is no collection of schema {SCHEMA}: give the file that validate --collect wrote")
+        raise InputError(f"{name} is no collection of schema {SCHEMA}: give the file that validate --collect wrote")
     try:
         return Collection(
             read_predictions(raw["reference"]), read_predictions(raw["candidate"]), dict(raw["cohort"]),
@@ -163,7 +172,7 @@ def read_collection(path: Path) -> Collection:
             tuple(read_use(use) for use in raw.get("uses", ())), raw.get("timing"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is malformed ({type(error).__name__}): collect again") from error
+        raise InputError(f"{name} is malformed ({type(error).__name__}): collect again") from error
 
 
 def _read_race(raw: Mapping[str, Any]) -> Race:

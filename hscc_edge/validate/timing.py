@@ -41,6 +41,7 @@ def _pairs(timing: Mapping[str, Any], images_a_case: float) -> Iterator[tuple[st
     starts = timing["start_up"]
     yield "Start-up, s from a new process to the first answer", _both(starts, lambda start: _figure(start, "process_s"))
     yield "First inference, ms", _both(starts, lambda start: _figure(start, "first_inference_ms"))
+    yield "Memory, MiB resident at most, in that process", _both(starts, lambda start: _figure(start, "peak_mib"))
     whole = timing["end_to_end"]
     unit = whole[0]["unit"] if whole else "case"
     yield f"From DICOM file to report, ms a {unit}, median", _both(whole, lambda case: _percentile(case, 0.5))
