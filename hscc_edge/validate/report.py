@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from hscc_edge.data import page
 from hscc_edge.errors import extra
-from hscc_edge.validate import claim, noninferiority, tables, uses, wording
+from hscc_edge.validate import claim, noninferiority, tables, timing, uses, wording
 from hscc_edge.validate.evidence import Evidence
 from hscc_edge.validate.gate import FAIL
 from hscc_edge.validate.plots.classes import per_class
@@ -19,18 +20,21 @@ from hscc_edge.validate.plots.reliability import reliability
 from hscc_edge.validate.plots.roc import roc
 
 with extra("workstation"):
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
+INTERVAL = re.compile(r"\([^()]* to [^()]*\)")
 LOOKS = {noninferiority.NON_INFERIOR: "", noninferiority.INFERIOR: "bad"}
 FILTERS: dict[str, Callable[..., object]] = {
-    "share": wording.share, "points": wording.points, "ms": wording.ms, "count": wording.count,
-    "p_value": wording.p_value, "decimal": wording.decimal, "uses_words": uses.sentence,
+    "share": wording.share, "points": wording.points, "count": wording.count, "p_value": wording.p_value,
+    "decimal": wording.decimal, "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
+    "tidy": lambda text: tidy(text),
 }  # fmt: skip
 
 
 def render(evidence: Evidence) -> str:
     """HTML with inline style and SVG; nothing is loaded from elsewhere."""
     old, new = evidence.reference_probabilities, evidence.candidate_probabilities
+    images, cases = evidence.cohort["images"], evidence.cohort["cases"]
     return page.render(
         "hscc_edge.validate",
         "report.html.j2",
@@ -49,7 +53,15 @@ def render(evidence: Evidence) -> str:
         contrast=tables.contrast(evidence),
         bins=tables.bins(evidence),
         percentiles=tables.percentiles(evidence),
+        clock=timing.rows(evidence.timing, images / max(cases, 1)) if evidence.timing else [],
+        device=timing.device(evidence.timing) if evidence.timing else [],
+        looked=uses.sentence(evidence.uses),
     )
+
+
+def tidy(text: str) -> Markup:
+    """Text whose intervals stay on one line."""
+    return Markup(INTERVAL.sub(r'<span class="ci">\g<0></span>', str(escape(text))))
 
 
 def look(evidence: Evidence) -> str:

@@ -86,7 +86,7 @@ def _refusals(evidence: Evidence) -> Iterator[Row]:
         return
     yield Row("Turned away, counted as wrong", share(old.share), share(new.share), method=old.share.method)
     if old.alarms is not None or new.alarms is not None:
-        yield Row("Beyond the limit of free energy", _alarms(old), _alarms(new))
+        yield Row("Beyond the limit of free energy", _alarms(old), _alarms(new), method=old.share.method)
 
 
 def _alarms(found: Refusals) -> str:

@@ -16,9 +16,9 @@ with extra("workstation"):
 def latencies(race: Race) -> str:
     """Cumulative shares of the call times of both."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
-        for samples, look in ((race.candidate_ms, CANDIDATE), (race.reference_ms, REFERENCE)):
+        for samples, look in ((race.reference_ms, REFERENCE), (race.candidate_ms, CANDIDATE)):
             axes.ecdf(samples, color=look.colour, label=look.name, linewidth=2, linestyle=look.line)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -28,5 +28,5 @@ def latencies(race: Race) -> str:
         axes.set_ylabel("share of calls")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
         return svg(figure, "Cumulative distribution of latency for both classifiers")

@@ -16,12 +16,13 @@ COLUMNS = 4
 
 
 def roc(reference: Probabilities, candidate: Probabilities) -> str:
-    """Small multiples, a label each; the labels that both have areas of."""
+    """Small multiples, a label each."""
     labels = [item.label for item in reference.areas]
-    rows = -(-len(labels) // COLUMNS)
+    columns = min(max(len(labels), 2), COLUMNS)
+    rows = -(-len(labels) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.7 * rows + 0.4), layout="constrained")
-        grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).reshape(-1)
+        figure = Figure(figsize=(WIDTH, (WIDTH / columns + 0.35) * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).reshape(-1)
         for axes, label in zip(grid, labels, strict=False):
             _panel(axes, label, reference, candidate)
         for axes in grid[len(labels) :]:
@@ -39,5 +40,5 @@ def _panel(axes: Axes, label: str, reference: Probabilities, candidate: Probabil
             axes.plot(curve.false_alarms, curve.findings, color=look.colour, linestyle=look.line, label=look.name)
     axes.set_title(label, loc="left", fontsize="medium")
     axes.set_xlabel("1 - specificity", fontsize="small")
-    axes.set_aspect("equal")
+    axes.set_box_aspect(1)
     axes.grid(alpha=0.3)
