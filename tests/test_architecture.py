@@ -27,7 +27,7 @@ DEVICE = (
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
     "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
 )  # fmt: skip
-WORKSTATION = {"runtime.eager", "validate.saliency", "validate.robustness"}
+WORKSTATION = {"runtime.eager", "validate.flips", "validate.saliency", "validate.robustness"}
 HEAVY = {"torch", "monai"}
 CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
 ALLOWED = {
