@@ -10,7 +10,7 @@ from hscc_edge.validate.plots.style import CANDIDATE, REFERENCE, WIDTH, interval
 with extra("workstation"):
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
 def per_class(reference: Figures, candidate: Figures) -> str:
@@ -23,6 +23,7 @@ def per_class(reference: Figures, candidate: Figures) -> str:
                 intervals(axes, [getattr(item, kind) for item in found.classes], look)
             axes.set_yticks(range(count), [item.label for item in reference.classes])
             axes.set_xlabel(f"{kind}, 95 % interval")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.grid(axis="x", alpha=0.3)
         figure.axes[0].invert_yaxis()

@@ -23,7 +23,7 @@ def difference(value: float, low: float, high: float, margin: float | None = Non
         if margin is not None:
             axes.axvline(-100 * margin, color=INK, linewidth=1.5, linestyle=":")
             axes.annotate(f"margin {-100 * margin:g}", (-100 * margin, 1), xycoords=("data", "axes fraction"),
-                          xytext=(4, -2), textcoords="offset points", va="top")  # fmt: skip
+                          xytext=(-4, -2), textcoords="offset points", va="top", ha="right")  # fmt: skip
         reach = max(abs(low), abs(high), 0.02, margin or 0) * 115
         axes.set_xlim(-reach, reach)
         axes.set_yticks([])

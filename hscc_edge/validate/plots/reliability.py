@@ -25,7 +25,6 @@ def reliability(reference: Calibration, candidate: Calibration) -> str:
             axes.set_xlabel("mean probability of a bin")
             axes.set_xlim(-0.02, 1.02)
             axes.set_ylim(-0.02, 1.02)
-            axes.set_box_aspect(0.8)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("share that was so, 95 % interval")
         return svg(figure, "Reliability diagrams of the original and of the compressed classifier")

@@ -21,7 +21,7 @@ def roc(reference: Probabilities, candidate: Probabilities) -> str:
     columns = min(max(len(labels), 2), COLUMNS)
     rows = -(-len(labels) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, (WIDTH / columns + 0.35) * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=(WIDTH, (WIDTH / columns + 0.3) * rows + 0.3), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).reshape(-1)
         for axes, label in zip(grid, labels, strict=False):
             _panel(axes, label, reference, candidate)
@@ -40,5 +40,4 @@ def _panel(axes: Axes, label: str, reference: Probabilities, candidate: Probabil
             axes.plot(curve.false_alarms, curve.findings, color=look.colour, linestyle=look.line, label=look.name)
     axes.set_title(label, loc="left", fontsize="medium")
     axes.set_xlabel("1 - specificity", fontsize="small")
-    axes.set_box_aspect(1)
     axes.grid(alpha=0.3)
