@@ -241,7 +241,11 @@ def _end_to_end(
     if parse_preprocess(bundles[0].spec.preprocess).volume:
         return (), "the daemon does not read volumes yet"
     ways = [Way(bundle, runtime, make) for bundle, runtime in zip(bundles, runtimes, strict=True)]
-    return time_cases(ways, cohort, asked.seconds), ""
+    try:
+        return time_cases(ways, cohort, asked.seconds), ""
+    except Exception as error:  # of a decoder or of the report's packages: the other figures stand without this one
+        name = type(error).__name__  # its words may name a file
+        return (), f"a case could not be read or reported ({name}): hscc-edge cohort check names files that are broken"
 
 
 def _profile(

@@ -66,6 +66,17 @@ def test_what_was_not_measured_is_named_and_nothing_else(found):
         assert (kind.capitalize(), "not measured") in timing.device(found.timing)
 
 
+def test_a_case_that_cannot_be_reported_leaves_the_other_figures(twins, heads):
+    def refuse(bundle, paths, decision):
+        raise ValueError(f"PatientName of {paths[0]}")
+
+    asked, test = bench.Conditions((), seconds=0), heads.select("test")
+    runtimes = [open_runtime(bundle) for bundle in twins]
+    made = bench.measure_open(asked, twins, runtimes, test, refuse)
+    (line,) = [line for line in made.not_run if line.startswith("from file to report")]
+    assert "(ValueError)" in line and "Patient" not in line and made.end_to_end == ()
+
+
 def test_an_energy_of_a_study_is_that_of_its_images(found):
     energy = [{"joules_an_image": 0.5}, {"joules_an_image": 0.25}]
     rows = {name: pair for name, *pair in timing.rows({**found.timing, "energy": energy}, 3.0)}
