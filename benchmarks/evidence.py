@@ -19,6 +19,7 @@ from typing import Any
 import brain_mri
 
 from hscc_edge import durable
+from hscc_edge.bundle import read_bundle
 from hscc_edge.validate.machine import machine_facts
 
 GATE = brain_mri.ROOT / "calibration" / "gates" / "brain-mri.toml"
@@ -32,7 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cohort, dense = brain_mri.prepare(arguments.data, arguments.cache)
     rows = [gathered(cohort, dense, budget, arguments) for budget in BUDGETS]
-    found = {**machine_facts(), "gate": GATE.read_text(), "rows": rows}
+    trained = read_bundle(dense).spec.training["schedule"]
+    found = {**machine_facts(), "trained": trained, "gate": GATE.read_text(), "rows": rows}
     durable.write_json(arguments.out / "evidence-brain-mri.json", found)
     durable.write_text(arguments.out / "evidence-brain-mri.md", page(found))
 
@@ -74,7 +76,8 @@ def page(found: dict[str, Any]) -> str:
         f"`benchmarks/evidence.py`; {found['date']}, {found['machine']}; "
         + ", ".join(f"{name} {value}" for name, value in found["versions"].items()) + ".",
         "AlexNet against HSCC, no training; ONNX Runtime on the CPU, FP32: no GPU, no Jetson. The pictures have no",
-        "patient identifiers, so that cases count as independent although they may not be.", "",
+        "patient identifiers, so that cases count as independent although they may not be. The original was trained for",
+        f"{found['trained']['epochs']} epochs in {found['trained']['precision']}.", "",
         "```toml", found["gate"].strip(), "```", "",
     ]  # fmt: skip
     for row in found["rows"]:
