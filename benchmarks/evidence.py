@@ -76,8 +76,8 @@ def page(found: dict[str, Any]) -> str:
         f"`benchmarks/evidence.py`; {found['date']}, {found['machine']}; "
         + ", ".join(f"{name} {value}" for name, value in found["versions"].items()) + ".",
         "AlexNet against HSCC, no training; ONNX Runtime on the CPU, FP32: no GPU, no Jetson. The pictures have no",
-        "patient identifiers, so that cases count as independent although they may not be. The original was trained for",
-        f"{found['trained']['epochs']} epochs in {found['trained']['precision']}.", "",
+        "patient identifiers, so that cases count as independent although they may not be. The original was trained",
+        f"for {found['trained']['epochs']} epochs in {found['trained']['precision']}.", "",
         "```toml", found["gate"].strip(), "```", "",
     ]  # fmt: skip
     for row in found["rows"]:
