@@ -21,6 +21,7 @@ from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import HsccError
 from hscc_edge.export.onnx import export_onnx
+from hscc_edge.export.regions import by_position
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ class Rows:
         if recovery_s:
             recovery_s = job.recover(self.prepared, network, plan, self.bundle, self.cohort, recovery_s).seconds
         name = f"{self.task['name']}-{len(list(self.out.glob(self.task['name'] + '-*.onnx')))}"
-        (self.out / f"{name}.onnx").write_bytes(export_onnx(network, self.bundle.spec.input_shape))
+        (self.out / f"{name}.onnx").write_bytes(by_position(export_onnx(network, self.bundle.spec.input_shape)))
         chosen = [layer.structure for layer in plan.layers]
         return {
             **self.named(budget, recovery_s, label), **predicted, "file": name,

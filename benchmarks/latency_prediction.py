@@ -34,6 +34,7 @@ from hscc_edge.compress.allocate import Budget
 from hscc_edge.compress.problem import LayerwiseProposal, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.export.onnx import export_onnx
+from hscc_edge.export.regions import by_position
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.validate.latency import race
 from hscc_edge.validate.machine import machine_facts
@@ -118,7 +119,7 @@ def met(given: Given, seconds: float) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as name:
             paths = [Path(name) / file for file in ("dense.onnx", "network.onnx")]
             paths[0].write_bytes(given.dense)
-            paths[1].write_bytes(export_onnx(network, tuple(given.images[0].shape)))
+            paths[1].write_bytes(by_position(export_onnx(network, tuple(given.images[0].shape))))
             found = race(*(OrtRuntime(path) for path in paths), given.images, seconds)
         measured = given.table.dense_ms / found.speedup
         yield {
