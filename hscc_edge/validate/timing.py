@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hscc_edge.validate.bench import NO_GPU
+from hscc_edge.validate.end_to_end import STAGES
 
 FEW = (
     "warm-up until stable, jitter, throughput, start-up, from file to report, energy, temperature, clocks, throttling: "
@@ -46,6 +47,7 @@ def _pairs(timing: Mapping[str, Any], images_a_case: float) -> Iterator[tuple[st
     unit = whole[0]["unit"] if whole else "case"
     yield f"From DICOM file to report, ms a {unit}, median", _both(whole, lambda case: _percentile(case, 0.5))
     yield f"From DICOM file to report, ms a {unit}, 90th percentile", _both(whole, lambda case: _percentile(case, 0.9))
+    yield "Of it: decode, preprocess, infer, report, ms, medians", _both(whole, lambda case: _stages(case["stages_ms"]))
     energy = timing["energy"]
     yield "Energy, J an image, model alone", _both(energy, lambda item: f"{item['joules_an_image']:.4f}")
     name = f"Energy, J a case of {images_a_case:.3g} images, model alone"
@@ -68,6 +70,10 @@ def _figure(start: Mapping[str, Any], name: str) -> str:
     return f"{start[name]:.2f}" if name in start else f"not run: {start.get('not_run', NONE)}"
 
 
+def _stages(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{found[name]:.1f}" for name in STAGES)
+
+
 def _percentile(case: Mapping[str, Any], share: float) -> str:
     found = next(item for item in case["percentiles"] if item["share"] == share)
     if found["ms"] is None:
@@ -80,7 +86,7 @@ def device(timing: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, before and after or meanwhile), of the device as a whole; "not measured" where it has no sensor."""
     before, after, whole = timing["before"], timing["after"], timing["whole"]
     settings = (("Power mode", "power_mode"), ("CPU governors", "governors"), ("Free memory, MiB", "available_mib"))
-    found = [(name, f"{_plain(before[key])} before, {_plain(after[key])} after") for name, key in settings]
+    found = [(name, _change(_plain(before[key]), _plain(after[key]))) for name, key in settings]
     found += [
         (f"Temperature, {zone}", f"{_ends(timing, 'celsius', zone, 'C')}, {highest:.1f} C at most")
         for zone, (_, _, highest) in whole["celsius"].items()
@@ -89,7 +95,7 @@ def device(timing: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"Clock, {clock}", f"{_ends(timing, 'megahertz', clock, 'MHz')}, {low:.0f} to {high:.0f}, mean {mean:.0f}")
         for clock, (low, mean, high) in whole["megahertz"].items()
     ]
-    found += [(words.capitalize(), NONE) for words in whole["not_measured"]]
+    found += [(f"{words[:1].upper()}{words[1:]}", NONE) for words in whole["not_measured"]]
     if timing["throttled"]:
         found.append(("Throttling", ", ".join(timing["throttled"])))
     elif "throttling" not in whole["not_measured"]:
@@ -99,8 +105,11 @@ def device(timing: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _ends(timing: Mapping[str, Any], kind: str, name: str, unit: str) -> str:
     values = (timing[end][kind] for end in ("before", "after"))
-    first, last = (f"{found[name]:.1f} {unit}" if name in found else NONE for found in values)
-    return f"{first} before, {last} after"
+    return _change(*(f"{found[name]:.1f} {unit}" if name in found else NONE for found in values))
+
+
+def _change(first: str, last: str) -> str:
+    return NONE if first == last == NONE else f"{first} before, {last} after"
 
 
 def _plain(value: object) -> str:

@@ -152,10 +152,10 @@ def _validation(item: Recording) -> Iterator[Row]:
         WORDS.get(judged.get("word", ""), "reported"), f"{item.name} /comparison",
     )  # fmt: skip
     if race:
+        invalid, told = found.get("invalid"), _interval("x", 1, race["speedup"], race["low"], race["high"], sign=False)
         yield Row(
-            "validation.latency", "It is faster than its original on the same runtime", test,
-            UNDECLARED, _interval("x", 1, race["speedup"], race["low"], race["high"], sign=False),
-            "reported", f"{item.name} /race",
+            "validation.latency", "It is faster than its original on the same runtime", test, UNDECLARED,
+            f"{told}; {invalid}" if invalid else told, "inconclusive" if invalid else "reported", f"{item.name} /race",
         )  # fmt: skip
 
 

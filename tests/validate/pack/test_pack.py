@@ -146,6 +146,7 @@ def test_the_gates_lines_and_verdict_are_rows(small, records, tmp_path):
     lines = [{"name": "latency.speedup", "state": "FAIL", "figures": "2.9x; at least 4x"},
              {"name": "memory", "state": "INCONCLUSIVE", "figures": "not measured"}]  # fmt: skip
     facts |= {"gate": {"state": "FAIL", "lines": lines}, "verdict": {"word": "INCONCLUSIVE", "margin": 0.02}}
+    facts["invalid"] = "invalid: throttled (alert, gpu: 1)"
     (tmp_path / "gated.json").write_text(json.dumps(facts))
     found = gather(small.root, [tmp_path / "gated.json"], WHEN)
     rows = {row.id: row for row in record.rows(found)}
@@ -155,6 +156,7 @@ def test_the_gates_lines_and_verdict_are_rows(small, records, tmp_path):
         and "2 points" in rows["validation.difference"].criterion
     )
     assert "gate" not in found.missing and "gate.result" not in rows
+    assert rows["validation.latency"].verdict == "inconclusive" and "throttled" in rows["validation.latency"].result
 
 
 def test_a_record_of_another_bundle_is_refused(dense_bundle, small, records):
