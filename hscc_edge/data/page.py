@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -39,8 +40,19 @@ def render(package: str, template: str, filters: Mapping[str, Callable[[Any], ob
 
 
 def svg(figure: Figure, description: str) -> str:
-    """A figure as inline SVG that a screen reader announces by its description; the same bytes for the same figure."""
+    """A figure as inline SVG that a screen reader announces by its description; the same bytes for the same figure.
+
+    Ids are of this figure alone, as long as no other figure of the page has its description.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    text = _own_ids(text[text.index("<svg") :], hashlib.sha256(description.encode()).hexdigest()[:6])
+    return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+
+
+def _own_ids(text: str, name: str) -> str:
+    """Ids that something refers to get a prefix, the others go."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="i{name}-{m[1]}"' if m[1] in used else "", text)
+    return re.sub(r'(href="#|url\(#)([^")]+)', lambda m: f"{m[1]}i{name}-{m[2]}", text)

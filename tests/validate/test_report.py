@@ -150,8 +150,10 @@ def test_a_subgroup_of_few_patients_is_inconclusive_and_not_hidden(clustered, pa
 def test_every_plot_is_named_and_colours_can_be_read(page):
     drawings = re.findall(r"<svg[^>]*>", page)
     assert len(drawings) == 7 and all('role="img" aria-label="' in drawing for drawing in drawings)
-    ids = re.findall(r'aria-label="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
+    for kind in ("aria-label", "id"):
+        names = re.findall(rf' {kind}="([^"]+)"', page)
+        assert len(names) == len(set(names)) > 7
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r' id="([^"]+)"', page))
     colours = re.findall(r"[ {;]color: (#\w{6})", page.partition("</style>")[0])
     backgrounds = [*re.findall(r"background: (#\w{6})", page), "#ffffff"]
     assert len(colours) > 5 and all(contrast_ratio(colour, "#ffffff") >= 4.5 for colour in colours)

@@ -81,7 +81,7 @@ def _validation(item: Recording) -> Drawn:
 
     evidence = typed(Evidence, item.content)
     page = report.render(evidence)
-    body = page[page.index("<body>") + len("<body>") : page.index("</body>")]
+    body = page[page.index("<main>") + len("<main>") : page.index("</main>")]
     body = body.partition("</h1>")[2]
     for level in (3, 2):
         body = body.replace(f"<h{level}>", f"<h{level + 1}>").replace(f"</h{level}>", f"</h{level + 1}>")
