@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from station import running, station  # noqa: F401
+from sshd import running, station  # noqa: F401
 
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.data.phantom import write_phantom

@@ -121,7 +121,7 @@ def test_text_and_words_keep_their_encoding():
         (lambda d: d.add_new("PerFrameFunctionalGroupsSequence", "LO", "no sequence"), "functional groups of frame 4"),
         (lambda d: None, "no frame 4: the file has 4"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_malformed_is_told(enhanced, change, words):
     dataset = pydicom.dcmread(in_memory(enhanced))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from station import Station, key
+from sshd import Station, key
 from typer.testing import CliRunner
 
 from hscc_edge import __version__
