@@ -100,7 +100,7 @@ def sentence(uses: Sequence[Use]) -> str:
         return "uses of the split: not recorded"
     splits = ", ".join(sorted({split for use in uses for split in use.splits}))
     candidates = len({use.bundles[0] for use in uses if use.bundles})
-    told = f"this is use {len(uses)} of the split {splits}, with {candidates} candidates so far"
+    told = f"this is use {len(uses)} of the split {splits}; candidates so far: {candidates}"
     if "test" in splits and candidates > MANY:
         return f"{told}: a test set that many candidates were held against has become a validation set; take new cases"
     return told
