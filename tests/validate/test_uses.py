@@ -43,7 +43,7 @@ def test_uses_are_counted_by_split_and_name_nobody(cohort):
     text = (cohort.root / USES).read_text()
     for item in cohort.instances:
         assert not any(secret in text for secret in (item.patient, item.study, item.series, item.sop, item.file))
-    assert "use 2 of the split test, with 1 candidates" in sentence(seen)
+    assert "use 2 of the split test; candidates so far: 1" in sentence(seen)
     for digest in "cdef":
         seen = record(cohort.select("test"), (digest * 64,), "validate")
     assert "has become a validation set" in sentence(seen)
