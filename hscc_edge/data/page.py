@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hscc_edge.errors import extra
@@ -28,15 +29,21 @@ STYLE: Any = {
 
 def render(package: str, template: str, filters: Mapping[str, Callable[[Any], object]], **values: object) -> str:
     """HTML from `package`/templates/`template`, which may include page.css."""
-    environment = Environment(
+    environment = _environment(package)
+    environment.filters.update(filters)
+    return environment.get_template(template).render(**values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """One a package, so that each template is compiled once."""
+    return Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("hscc_edge.data")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
-    return environment.get_template(template).render(**values)
 
 
 def svg(figure: Figure, description: str) -> str:
