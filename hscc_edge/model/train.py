@@ -98,7 +98,7 @@ def steps_of(schedule: Schedule, images: int) -> int:
 
 def slow_bf16(schedule: Schedule) -> bool:
     """Whether bf16 was asked for on an x86 CPU that only emulates it (torch 2.10 and later can tell)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = [value for name, value in capabilities.items() if name in ("avx512_bf16", "amx_bf16")]
     return schedule.precision == "bf16" and bool(native) and not any(native)
 
