@@ -47,6 +47,7 @@ def render(evidence: Evidence) -> str:
         look=look(evidence),
         plots={name: Markup(drawn) for name, drawn in _plots(evidence).items()},
         figures=tables.figures(evidence),
+        empty=[item.label for item in evidence.reference_figures.classes if not item.sensitivity.of],
         reasons=tables.reasons(evidence),
         classes=tables.classes(evidence.reference_figures.classes, evidence.candidate_figures.classes),
         points=tables.classes(old.points, new.points) if old and new else [],

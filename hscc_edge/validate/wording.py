@@ -37,8 +37,13 @@ def ratio(value: Estimate) -> str:
     """A likelihood ratio with its interval; its value and upper end may be infinite."""
     if value.low is None:
         return NONE
-    shown, high = ("infinite" if part is None else f"{part:.3g}" for part in (value.value, value.high))
-    return f"{shown} ({value.low:.3g} to {high})"
+    shown, low, high = ("infinite" if part is None else _few(part) for part in (value.value, value.low, value.high))
+    return f"{shown} ({low} to {high})"
+
+
+def _few(value: float) -> str:
+    """Three digits at most, without an exponent."""
+    return f"{value:.{3 if value < 0.095 else 2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def points(value: float) -> str:

@@ -239,4 +239,4 @@ def test_overflows_and_a_class_without_cases_leave_a_page(paper, words):
     ones = [dataclasses.replace(case, label=LABELS[0]) for case in paper.candidate.cases]
     sides = {name: dataclasses.replace(getattr(paper, name), cases=tuple(ones)) for name in ("reference", "candidate")}
     single = weigh(dataclasses.replace(paper, **sides))
-    assert single.candidate_probabilities.areas == () and "no case" in words(single)
+    assert single.candidate_probabilities.areas == () and "No case of: meningioma, none." in words(single)
