@@ -213,6 +213,10 @@ def _array(found: Any) -> Planes:
     return np.asarray(found, dtype=np.float32)
 
 
+def _coin(seed: int, sides: int) -> int:
+    return int(np.random.default_rng(seed).integers(sides))
+
+
 def _noise(planes: Planes, strength: float, seed: int) -> Planes:
     transform = RandRicianNoise(prob=1.0, std=strength, relative=False, sample_std=False)
     transform.set_random_state(seed)
@@ -234,15 +238,14 @@ def _gamma(planes: Planes, strength: float, _: int) -> Planes:
 
 
 def _rotation(planes: Planes, strength: float, seed: int) -> Planes:
-    sign = 1 if seed % 2 else -1
-    angle: Any = sign * np.deg2rad(strength)
+    angle: Any = (1, -1)[_coin(seed, 2)] * np.deg2rad(strength)
     if planes.ndim == 4:
         angle = (angle, 0.0, 0.0)  # about the slices' normal
     return _array(Rotate(angle=angle, keep_size=True, padding_mode="border")(torch.from_numpy(planes)))
 
 
 def _missing_border(planes: Planes, strength: float, seed: int) -> Planes:
-    side, worse = seed % 4, planes.copy()
+    side, worse = _coin(seed, 4), planes.copy()
     axis = planes.ndim - 2 + side % 2
     width = max(round(strength * planes.shape[axis]), 1)
     where = [slice(None)] * planes.ndim
@@ -252,7 +255,7 @@ def _missing_border(planes: Planes, strength: float, seed: int) -> Planes:
 
 
 def _other_window(planes: Planes, strength: float, seed: int) -> Planes:
-    low = strength * (0.25 if seed % 2 else 0.75)
+    low = strength * (0.25, 0.75)[_coin(seed, 2)]
     return np.asarray(np.clip((planes - low) / (1 - strength), 0, 1), dtype=np.float32)
 
 

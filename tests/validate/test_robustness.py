@@ -28,6 +28,14 @@ def test_a_fault_is_seeded_keeps_the_shape_and_grows(name):
     assert 0 < damage[mild] <= damage[0] and damage[mild] < damage[-1]
 
 
+@pytest.mark.parametrize("name", ["rotation", "missing border", "other window"])
+def test_pictures_are_spoilt_in_either_direction_at_every_strength(name):
+    """Places count up evenly, so that a direction by the seed's parity would be one direction a strength."""
+    for place, strength in enumerate(FAULTS[name].strengths):
+        seen = {FAULTS[name].spoil(PICTURE.copy(), strength, 1000 * number + place).tobytes() for number in range(12)}
+        assert len(seen) > 1
+
+
 def test_a_case_is_spoilt_alike_for_all(dense, phantom):
     preprocess = parse_preprocess(read_bundle(dense).spec.preprocess)
     part = phantom.select("test")
