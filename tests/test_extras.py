@@ -141,7 +141,7 @@ def test_every_verb_helps_without_extras(bare):
         ("train {recipe} --cohort {cohort} --out o", "workstation"),
         ("compress {bundle} --cohort {cohort} --out o", "workstation"),
         ("export {bundle} --cohort {cohort}", "workstation"),
-        ("validate {bundle} --reference {bundle} --cohort {cohort}", "workstation"),
+        ("validate {bundle} --reference {bundle} --cohort {cohort}", "device"),
         ("bench {bundle}", "device"),
         ("demo --out o --patients 16 --recipe {recipe}", "workstation"),
         ("serve serve.toml", "device"),
