@@ -2,7 +2,7 @@
 # Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
 # else name the one command to run and end with 2.
 #   tools/system_packages.sh setup    python3-venv
-#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server
+#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server, Pango
 #   tools/system_packages.sh arm64    debootstrap, qemu-user-static
 #   tools/system_packages.sh image    buildah, qemu-user-static
 set -euo pipefail
@@ -10,6 +10,7 @@ set -euo pipefail
 python=${PYTHON:-python3}
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
+library() { /sbin/ldconfig -p | grep "$1" >/dev/null || missing+=("$2"); }
 case "${1:-}" in
   setup) "$python" -c "import ensurepip, venv" 2>/dev/null || missing+=("$(basename "$python")-venv") ;;
   test)
@@ -17,6 +18,8 @@ case "${1:-}" in
     need dciodvfy dicom3tools
     need ojph_compress openjph-tools
     need chromium chromium
+    library libpangoft2-1.0.so.0 libpangoft2-1.0-0 # WeasyPrint prints the evidence with them
+    library libharfbuzz-subset.so.0 libharfbuzz-subset0
     PATH=$PATH:/usr/sbin need sshd openssh-server
     ;;
   arm64)
