@@ -185,9 +185,9 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"Cohort {table['cohort']}, test split {table['cohort_digest'][:12]}; {table['calibration']} calibration "
         f"images of the train split; {table['machine']}; {table['date']}; "
         + ", ".join(f"{name} {value}" for name, value in table["versions"].items()) + ".", "",
-        "`benchmarks/precision.py`. FP16 is emulated: every node's output is rounded to FP16, accumulation stays in FP32.",
-        "INT8 runs on ONNX Runtime's CPU. Nothing here ran on a GPU. \"Uneven\": ranks scaled apart on purpose, the same",
-        "function.",
+        "`benchmarks/precision.py`. FP16 is emulated: every node's output is rounded to FP16, accumulation stays in",
+        "FP32. INT8 runs on ONNX Runtime's CPU. Nothing here ran on a GPU. \"Uneven\": ranks scaled apart on purpose,",
+        "the same function.", "",
     ]  # fmt: skip
     for name, network in table["networks"].items():
         lines += block(name, network)
