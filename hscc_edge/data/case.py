@@ -54,11 +54,16 @@ def whole(chosen: Cohort, cohort: Cohort, preprocess: Preprocess) -> Cohort:
     return dataclasses.replace(cohort, instances=tuple(item for items in inputs for item in items))
 
 
-def load(cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess) -> Pixels:
-    """One input, preprocessed: (C, H, W) or (C, D, H, W); raises as `read_input` does."""
+def read(cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess) -> Image | Volume:
+    """One input of a cohort before its preprocessing; raises as `read_input` does."""
     paths = list(dict.fromkeys(cohort.path(item) for item in items))
     frame = int(items[0].frame) if len(items) == 1 and items[0].frame else None
-    return preprocess(read_input(paths, preprocess, frame=frame))
+    return read_input(paths, preprocess, frame=frame)
+
+
+def load(cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess) -> Pixels:
+    """One input, preprocessed: (C, H, W) or (C, D, H, W); raises as `read_input` does."""
+    return preprocess(read(cohort, items, preprocess))
 
 
 def stream(cohort: Cohort, preprocess: Preprocess) -> Iterator[tuple[Instance, Pixels]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.data.case import inputs_of, read_input
+from hscc_edge.data.case import inputs_of, read
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.dicom import Image
 from hscc_edge.data.preprocess import parse_preprocess
@@ -75,9 +75,7 @@ def caught(
     beyond: dict[str, list[bool]] = {kind: [] for kind in FOREIGN}
     patients = []
     for number, items in enumerate(inputs_of(cohort, preprocess)):
-        paths = list(dict.fromkeys(cohort.path(item) for item in items))
-        frame = int(items[0].frame) if len(items) == 1 and items[0].frame else None
-        image = read_input(paths, preprocess, frame=frame)
+        image = read(cohort, items, preprocess)
         for kind, change in FOREIGN.items():
             pixels = preprocess(_changed(image, change, number))
             beyond[kind].append(bool(energy(head, runtime.infer(pixels[None]))[0] > energy_limit))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.data.case import inputs_of, read_input
+from hscc_edge.data.case import inputs_of, read
 from hscc_edge.data.cohort import Cohort, Instance
 from hscc_edge.data.dicom import Image
 from hscc_edge.data.preprocess import Preprocess, parse_preprocess
@@ -169,9 +169,7 @@ def _by_fault(
 
 def spoilt(cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess, number: int) -> Iterator[Planes]:
     """One input preprocessed, untouched and then under every fault at every strength, in the order of PLACES."""
-    paths = list(dict.fromkeys(cohort.path(item) for item in items))
-    frame = int(items[0].frame) if len(items) == 1 and items[0].frame else None
-    image = read_input(paths, preprocess, frame=frame)
+    image = read(cohort, items, preprocess)
     for place, (name, strength) in enumerate(PLACES):
         yield preprocess(image if name is None else _spoil(image, FAULTS[name], strength, 1000 * number + place))
 
