@@ -49,7 +49,7 @@ def flips(
             found = collect(new, old, part, Conditions(seconds=0.0), advance)
     chosen = sheets.flips(found)
     with output.progress("explain", len(chosen[:most])) as advance:
-        page = sheets.sheet(found, chosen[:most], new, old, part, advance)
+        page = sheets.sheet(found, chosen, most, new, old, part, advance)
     durable.write_text(out, page)
     record = sheets.record(found, chosen, len(chosen[:most]))
     durable.write_json(out.with_suffix(".json"), record)

@@ -95,17 +95,18 @@ def record(found: Collection, chosen: Sequence[Flip], shown: int) -> dict[str, A
 def sheet(
     found: Collection,
     chosen: Sequence[Flip],
+    most: int,
     candidate: Bundle,
     reference: Bundle,
     cohort: Cohort,
     progress: Progress | None = None,
 ) -> str:
-    """A self-contained page of the chosen flips; seconds a flip, one picture in memory at a time."""
+    """A self-contained page of the first `most` of the flips; seconds a flip, one picture in memory at a time."""
     networks = load_network(reference), load_network(candidate)
     preprocess = parse_preprocess(reference.spec.preprocess)
     cases = {cohort.pseudonym(uid): items for uid, items in cohort.cases(found.reference.rule.unit).items()}
     entries = []
-    for flip in chosen:
+    for flip in chosen[:most]:
         pixels = load(cohort, _input(cohort, cases[flip.case], preprocess, flip.image), preprocess)
         maps = list(_maps(networks, pixels, flip, found))
         entries.append({"flip": flip, "figure": Markup(_figure(pixels, maps, flip))})
@@ -113,7 +114,7 @@ def sheet(
             progress(1, "")
     return page.render(
         "hscc_edge.validate", "flips.html.j2", {"percent": lambda value: f"{100 * value:.1f} %"}, entries=entries,
-        labels=found.reference.head.labels, total=len(flips(found)), cases=found.cohort["cases"],
+        labels=found.reference.head.labels, total=len(chosen), cases=found.cohort["cases"],
         unit=found.cohort["unit"], candidate=found.candidate.bundle["name"], reference=found.reference.bundle["name"],
         digest=found.cohort["digest"],
     )  # fmt: skip
