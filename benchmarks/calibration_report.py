@@ -20,7 +20,7 @@ from hscc_edge import durable
 from hscc_edge.compress.front_plots import COLOURS, MARKERS, STYLE
 from hscc_edge.data.subset import METHODS
 from hscc_edge.errors import InputError
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 
 ONE = "random"
 SIZES, SEEDS = (32, 128, 512), 5

@@ -27,7 +27,7 @@ from hscc_edge import durable
 from hscc_edge.bundle import WEIGHTS, read_bundle, write_bundle
 from hscc_edge.compress.cost import layer_shapes
 from hscc_edge.model.load import fresh_network, weights_of
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 
 
 @dataclass(frozen=True, slots=True)

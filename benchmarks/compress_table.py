@@ -19,7 +19,7 @@ from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.model.decision import decide, parse_rule
 from hscc_edge.model.head import parse_head
 from hscc_edge.validate.compare import compare
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.metrics import figures
 from hscc_edge.validate.predict import Case
 

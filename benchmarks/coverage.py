@@ -28,8 +28,8 @@ from scipy.stats import binom
 from hscc_edge import durable
 from hscc_edge.validate.auc import area_interval, areas, average_precision, precision_areas
 from hscc_edge.validate.calibration import calibration_error, mean_estimate
-from hscc_edge.validate.evidence import machine_facts
 from hscc_edge.validate.intervals import Estimate, Proportion, share, wilson
+from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.metrics import class_figures, composites
 from hscc_edge.validate.outcomes import Outcomes
 from hscc_edge.validate.resampling import Clusters

@@ -23,7 +23,7 @@ from hscc_edge.compress.problem import Settings, dense_option, layer_plan
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.model.head import kl
 from hscc_edge.model.plan import Plan
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from hscc_edge.cli.demo import Steps
 from hscc_edge.cli.output import Output
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.model.head import Head, kl, parse_head
-from hscc_edge.validate.evidence import machine_facts
 from hscc_edge.validate.latency import race
+from hscc_edge.validate.machine import machine_facts
 
 INPUT, OUTPUT = "input_1", "predictions"
 

@@ -34,7 +34,7 @@ from hscc_edge.export.sensitivity import mixed, to_int8
 from hscc_edge.model.head import parse_head
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.validate.compare import compare
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.metrics import proportion
 from hscc_edge.validate.predict import Case, predict
 

@@ -80,7 +80,7 @@ def main() -> None:
 
 def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every way in turn, cold and warm, then the growth of the memory."""
-    from hscc_edge.validate.evidence import machine_facts
+    from hscc_edge.validate.machine import machine_facts
 
     tree = scratch / "tree"
     files = min(arguments.files, int(shutil.disk_usage(scratch).free * 0.8 / arguments.size)) // PARTS * PARTS

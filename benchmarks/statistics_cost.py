@@ -23,7 +23,7 @@ from hscc_edge.model.head import Head
 from hscc_edge.validate.auc import area_interval, areas, precision_areas
 from hscc_edge.validate.calibration import calibration
 from hscc_edge.validate.compare import compare
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.metrics import at_thresholds, figures_of
 from hscc_edge.validate.outcomes import Outcomes, outcomes
 from hscc_edge.validate.predict import Case

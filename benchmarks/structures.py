@@ -26,7 +26,7 @@ from hscc_edge.compress.problem import LayerwiseProposal, Settings
 from hscc_edge.data.cohort import read_cohort
 from hscc_edge.errors import BudgetError
 from hscc_edge.model.plan import Plan
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 
 WORDS = {"flops": "FLOPs", "latency": "milliseconds"}
 

@@ -16,7 +16,7 @@ from hscc_edge import durable
 from hscc_edge.compress.sweep_recipe import completed
 from hscc_edge.compress.sweep_study import GRID, Studies
 from hscc_edge.errors import extra
-from hscc_edge.validate.evidence import machine_facts
+from hscc_edge.validate.machine import machine_facts
 
 with extra("workstation"):
     import optuna

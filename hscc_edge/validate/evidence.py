@@ -15,7 +15,6 @@ from hscc_edge.validate.compare import Comparison, compare
 from hscc_edge.validate.gate import Gating
 from hscc_edge.validate.intervals import Estimate
 from hscc_edge.validate.latency import Race
-from hscc_edge.validate.machine import machine_facts as machine_facts
 from hscc_edge.validate.metrics import Figures, figures_of
 from hscc_edge.validate.noninferiority import Verdict, judge
 from hscc_edge.validate.outcomes import outcomes
