@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -25,10 +26,10 @@ import pydicom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
-from station import Station, storescu, wait_for
+from box import Box, storescu, wait_for
 
 from hscc_edge.data.cohort import Cohort, read_cohort
-from hscc_edge.serve.journal import TERMINAL
+from hscc_edge.serve.instances import TERMINAL
 from hscc_edge.serve.receiver import receive
 
 
@@ -38,7 +39,7 @@ def run_points(root: Path, cohort: Cohort, bundle: Path, points: int, seed: int)
     files = [cohort.path(item) for item in cohort.instances]
     acknowledged: set[Path] = set()
     with receive(root / "archive") as archive_port:
-        station = Station(root, bundle, archive_port)
+        station = Box(root, bundle, archive_port)
         for _ in range(points):
             acknowledged |= _one_point(station, files, choice)
         with station.running() as port:
@@ -48,7 +49,7 @@ def run_points(root: Path, cohort: Cohort, bundle: Path, points: int, seed: int)
     return {"points": points, "seed": seed, **summary}
 
 
-def _one_point(station: Station, files: list[Path], choice: random.Random) -> set[Path]:
+def _one_point(station: Box, files: list[Path], choice: random.Random) -> set[Path]:
     """Start, send some studies from two senders, kill at a random moment; what was acknowledged."""
     process, port = station.start()
     acknowledged: set[Path] = set()
@@ -64,7 +65,7 @@ def _one_point(station: Station, files: list[Path], choice: random.Random) -> se
     for sender in senders:
         sender.start()
     time.sleep(choice.uniform(0.0, 2.0))
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for sender in senders:
         sender.join()
@@ -74,7 +75,7 @@ def _one_point(station: Station, files: list[Path], choice: random.Random) -> se
 def _settled(root: Path) -> bool:
     with sqlite3.connect(root / "state" / "journal.sqlite") as db:
         (open_rows,) = db.execute("SELECT COUNT(*) FROM instances WHERE state = 'received'").fetchone()
-        (pending,) = db.execute("SELECT COUNT(*) FROM reports WHERE state = 'pending'").fetchone()
+        (pending,) = db.execute("SELECT COUNT(*) FROM deliveries WHERE state = 'pending'").fetchone()
         (rows,) = db.execute("SELECT COUNT(*) FROM instances").fetchone()
     return bool(rows and not open_rows and not pending)
 

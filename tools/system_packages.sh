@@ -2,7 +2,7 @@
 # Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
 # else name the one command to run and end with 2.
 #   tools/system_packages.sh setup    python3-venv
-#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server, Pango
+#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server, Pango, Orthanc, PixelMed, systemd
 #   tools/system_packages.sh arm64    debootstrap, qemu-user-static
 #   tools/system_packages.sh image    buildah, qemu-user-static
 set -euo pipefail
@@ -21,6 +21,9 @@ case "${1:-}" in
     library libpangoft2-1.0.so.0 libpangoft2-1.0-0 # WeasyPrint prints the evidence with them
     library libharfbuzz-subset.so.0 libharfbuzz-subset0
     PATH=$PATH:/usr/sbin need sshd openssh-server
+    PATH=$PATH:/usr/sbin need Orthanc orthanc
+    [ -e /usr/share/java/pixelmed.jar ] || missing+=(libpixelmed-java default-jre-headless) # validates structured reports
+    need systemd-analyze systemd
     ;;
   arm64)
     need debootstrap debootstrap

@@ -50,7 +50,7 @@ def _state_directory(root: Path, state: Path | None) -> Path | None:
     if state is None:
         return None
     if _is_file(state):
-        from hscc_edge.serve.config import read_config
+        from hscc_edge.serve.config_file import read_config
 
         state = read_config(state).state
     if not state.resolve().is_relative_to(root.resolve()):

@@ -25,23 +25,26 @@ def serve(
 
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
-    from hscc_edge.serve.config import read_config
-    from hscc_edge.serve.daemon import Daemon, logging_to
+    from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.daemon import Daemon
     from hscc_edge.serve.daemon import health as ask
+    from hscc_edge.serve.logs import logging_to
 
-    output, parsed = Output(as_json), read_config(config)
+    output = Output(as_json)
     if health:
-        status = ask(parsed)
+        status = ask(read_config(config))
         output.say(f"alive: {status['counts']}")
         output.result(status)
         return
-    daemon = Daemon(parsed)
+    daemon = Daemon(config)
     if check:
-        output.say(f"ready: bundle {daemon.bundle.spec.name} {daemon.bundle.digest[:12]}, state {parsed.state}")
-        output.result({"bundle": daemon.bundle.digest, "counts": daemon.journal.counts()})
+        for bundle in daemon.models:
+            output.say(f"ready: {bundle.spec.name} {bundle.digest[:12]}")
+        output.say(f"state: {daemon.config.state}")
+        output.result({"models": [bundle.digest for bundle in daemon.models], "state": str(daemon.config.state)})
         return
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: daemon.stop())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, daemon.on_signal)
     with logging_to(sys.stderr):
         daemon.run(until_idle)
     output.result({"stopped": True})

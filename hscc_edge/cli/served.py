@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 
 CONFIG = """\
 state = "state"
-bundle = "{bundle}"
-threads = 2
-quiet_s = 2.0
 reserve_mib = 64
-modalities = ["MR"]
+
+[[model]]
+bundle = "{bundle}"
+
+[work]
+threads = 2
+
+[study]
+quiet_s = 2.0
+
+[[route]]
+when = {{ Modality = ["MR"] }}
 
 [dicom]
 port = 0
 
-[destination]
+[[destination]]
 ae_title = "ARCHIVE"
 host = "127.0.0.1"
 port = {port}
@@ -91,7 +99,7 @@ def _send(test: Cohort, port: int) -> int:
     from hscc_edge.serve.config import Destination
     from hscc_edge.serve.delivery import store
 
-    daemon = Destination("HSCC_EDGE", "127.0.0.1", port)
+    daemon = Destination(ae_title="HSCC_EDGE", port=port)
     acknowledged = 0
     for items in test.cases("study").values():
         statuses = store([pydicom.dcmread(test.path(item)) for item in items], daemon, "MODALITY")

@@ -1,27 +1,25 @@
-"""The daemon's configuration: TOML -> frozen dataclasses; an unknown key is an error."""
+"""What the daemon is told: frozen dataclasses, one a table of the TOML file; `config_file` reads and checks them."""
 
 from __future__ import annotations
 
-import dataclasses
-import ipaddress
-import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hscc_edge.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Mutual TLS after the (Modified) BCP 195 profiles of PS3.15 B.12 and B.13: TLS 1.2 or later, both sides certified.
 
-NAMES = {
-    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
-    "tuple[str, ...]": "a list of texts",
-}  # fmt: skip
+    Attributes:
+        certificate: PEM, own certificate and its chain.
+        key: PEM, its private key, readable by the daemon's user alone.
+        authorities: PEM, the authorities that peers' certificates must come from.
+    """
+
+    certificate: Path
+    key: Path
+    authorities: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +28,213 @@ class Listener:
 
     Attributes:
         port: 0 for any free one; the one in use is in state/daemon.json.
+        processes: processes that accept associations; 0 for one a core, at most four.
         allowed_ae: calling AE titles that may connect; empty for any.
         allowed_addresses: networks (CIDR) or addresses that may connect; empty for any.
+        sop_classes: SOP Class UIDs or keywords to accept; empty for every storage class, and private ones too.
+        transfer_syntaxes: UIDs or keywords to accept; empty for all that the daemon can keep.
         max_pdu: bytes of the largest PDU that a peer may send (PS3.8 D.1).
+        max_associations: in all; `max_associations_per_peer` from one address.
         max_object_mib: a larger object is refused with 0xA700 (PS3.4 B.2.3).
-        insecure: needed to listen beyond loopback, since an AE title is no authentication.
+        idle_s: longest wait for a peer's next PDU, and for the whole of one.
+        commitment: answer storage commitment requests of senders (PS3.4 J), see docs/operations.md for the rule.
+        insecure: needed to listen beyond loopback without TLS, since an AE title is no authentication.
     """
 
     ae_title: str = "HSCC_EDGE"
     host: str = "127.0.0.1"
     port: int = 11112
+    processes: int = 0
     allowed_ae: tuple[str, ...] = ()
     allowed_addresses: tuple[str, ...] = ()
+    sop_classes: tuple[str, ...] = ()
+    transfer_syntaxes: tuple[str, ...] = ()
     max_pdu: int = 131072
-    max_associations: int = 16
+    max_associations: int = 64
+    max_associations_per_peer: int = 16
     max_object_mib: int = 512
     idle_s: float = 60.0
+    commitment: bool = False
+    tls: Tls | None = None
     insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """Where reports go, and how often a refused one is tried again before it is a dead letter.
+class Web:
+    """The HTTP door: dashboard, STOW-RS, metrics, health.
 
     Attributes:
-        timeout_s: longest wait for a connection, an answer or the network.
+        port: 0 for any free one; the one in use is in state/daemon.json.
+        stow: receive instances by STOW-RS (PS3.18 section 10.5).
+        tokens: file of bearer tokens' hashes for STOW-RS and metrics (`hscc-edge accounts token`).
+        session_s: a dashboard's session ends after so long without a request.
+        insecure: needed to listen beyond loopback without TLS.
     """
 
-    ae_title: str
-    host: str
-    port: int
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8042
+    stow: bool = False
+    tokens: Path | None = None
+    session_s: float = 900.0
+    tls: Tls | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A watched folder: what is put there is taken in like a C-STORE and then removed from it.
+
+    Attributes:
+        settle_s: a file counts as whole when it has not changed for so long.
+    """
+
+    path: Path
+    settle_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """When a study is complete.
+
+    Attributes:
+        quiet_s: when nothing of it came for so long.
+        on_release: also when the association that sent it is released.
+        expected: also when as many instances are here as Number of Study Related Instances (0020,1208) says.
+    """
+
+    quiet_s: float = 5.0
+    on_release: bool = False
+    expected: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The processes that decode and infer.
+
+    Attributes:
+        runtime: a key of `hscc_edge.runtime`.
+        threads: of one inference.
+        batch: images that are inferred at once, across studies; above 1 an image's last bits may depend on those that
+            share the batch with it, and differ from what `validate` saw.
+        timeout_s: a study that takes longer is given up once, tried again alone, then set aside.
+        memory_mib: address space of the process that decodes and infers may grow by so much; 0 for no limit.
+    """
+
+    runtime: str = "ort"
+    precision: str = "fp32"
+    threads: int = 1
+    batch: int = 1
+    timeout_s: float = 120.0
+    memory_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A classifier.
+
+    Attributes:
+        bundle: the bundle to start with; `hscc-edge models install` brings later ones.
+        shadow: a candidate bundle that sees each study too, and sends nothing.
+        max_error_rate: share of the last hundred studies that may fail before the model before it comes back.
+    """
+
+    bundle: Path
+    name: str = ""
+    shadow: Path | None = None
+    max_error_rate: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is done with instances whose headers match; the first route that matches counts.
+
+    Attributes:
+        when: DICOM keyword -> values, `*` and `?` as in file names; every keyword must match.
+        models: names of the models that look at it; empty for all.
+        aside: why such instances get no result; "" for those that do.
+        priority: routine, high or stat.
+    """
+
+    when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    aside: str = ""
+    priority: str = "routine"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where results go, and how often a refused one is tried again before it is a dead letter.
+
+    Attributes:
+        name: of this destination in pages, logs and commands.
+        kind: a key of `sinks.SINKS`: dicom, stow, hl7, fhir.
+        forms: keys of `forms.FORMS`: what is sent.
+        url: for stow and fhir.
+        token_file: bearer token for stow and fhir.
+        commitment: ask for storage commitment; only then a result counts as delivered (PS3.4 J).
+        timeout_s: longest wait for a connection, an answer or the network.
+        pause_s: after several failures in a row nothing is sent for so long, but one try (circuit breaker).
+    """
+
+    name: str = "archive"
+    kind: str = "dicom"
+    ae_title: str = "ARCHIVE"
+    host: str = "127.0.0.1"
+    port: int = 4242
+    url: str = ""
+    token_file: Path | None = None
+    forms: tuple[str, ...] = ("comprehensive-3d-sr",)
+    commitment: bool = False
     first_retry_s: float = 1.0
     last_retry_s: float = 300.0
     attempts: int = 100
     timeout_s: float = 30.0
+    pause_s: float = 30.0
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is removed from the spool; the journal's rows and every report stay.
+
+    Attributes:
+        keep_days: files of ended instances are kept so long; 0 for ever.
+        max_gib: and removed earlier, oldest first, where the spool holds more; 0 for no limit.
+    """
+
+    keep_days: float = 0.0
+    max_gib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Who did what: a local hash-chained file always, ATNA messages (PS3.15 A.5) by choice.
+
+    Attributes:
+        host: of the audit repository, syslog over TLS (RFC 5425); "" for none.
+    """
+
+    host: str = ""
+    port: int = 6514
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """When today's studies are unlike those that the model was calibrated on.
+
+    Attributes:
+        window: decided cases that are looked at together.
+        on: population stability index from which on an alarm is raised.
+        off: and below which it ends.
+        roll_back: whether an alarm brings the model before it back.
+    """
+
+    window: int = 200
+    on: float = 0.25
+    off: float = 0.1
+    roll_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,124 +243,25 @@ class Config:
 
     Attributes:
         state: directory of spool, journal and key; mode 0700.
-        quiet_s: a study is complete when nothing of it came for so long.
         reserve_mib: below so much free space instances are refused with 0xA700.
-        batch: images of a study that are inferred at once; above 1 an image's last bits may depend on those that share
-            the batch with it, and differ from what `validate` saw.
-        modalities: others are kept, but get no result.
+        max_waiting: instances that may wait for work before more are refused with 0xA700.
+        trusted_keys: directory of signers' public keys that belongs to root; then only signed bundles are served.
+        traces: OTLP endpoint for OpenTelemetry traces; "" for none.
     """
 
     state: Path
-    bundle: Path
-    destination: Destination
+    model: tuple[ServedModel, ...]
+    destination: tuple[Destination, ...] = ()
     dicom: Listener = Listener()
-    runtime: str = "ort"
-    precision: str = "fp32"
-    threads: int = 1
-    batch: int = 1
-    quiet_s: float = 5.0
+    web: Web = Web()
+    folder: tuple[Folder, ...] = ()
+    study: Study = Study()
+    work: Work = Work()
+    route: tuple[Route, ...] = ()
+    retention: Retention = Retention()
+    audit: Audit = Audit()
+    drift: Drift = Drift()
     reserve_mib: int = 1024
-    modalities: tuple[str, ...] = ("MR", "CT", "OT")
-
-
-def read_config(path: Path) -> Config:
-    """Read a configuration; relative paths in it are relative to its directory.
-
-    Raises:
-        ConfigError: if the file is missing, is no TOML, has an unknown key, lacks one, or a value is out of range.
-    """
-    if not path.is_file():
-        raise ConfigError(f"the configuration {path} does not exist: copy deploy/serve.example.toml and edit it")
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} is not TOML ({error}): mend that line") from error
-    for key in ("state", "bundle", "destination"):
-        if key not in raw:
-            raise ConfigError(f"the configuration {path} lacks '{key}': see deploy/serve.example.toml")
-    for key in ("state", "bundle"):
-        if not isinstance(raw[key], str) or not raw[key]:
-            raise ConfigError(f"{key} in {path} is {raw[key]!r}: expected the path of a directory")
-    raw["dicom"] = _table(path, "dicom", Listener, raw.get("dicom", {}))
-    raw["destination"] = _table(path, "destination", Destination, raw["destination"])
-    for key in ("state", "bundle"):
-        raw[key] = path.parent / raw[key]
-    config: Config = _table(path, "top level", Config, raw)
-    _check(config)
-    return config
-
-
-def _table(path: Path, name: str, kind: Any, raw: object) -> Any:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"[{name}] in {path} is no table: see deploy/serve.example.toml")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    if unknown := sorted(raw.keys() - fields.keys()):
-        raise ConfigError(f"{path} has the unknown key '{unknown[0]}' in {name}: expected one of {', '.join(fields)}")
-    for key, item in fields.items():
-        if key not in raw and item.default is dataclasses.MISSING:
-            raise ConfigError(f"{path} lacks '{key}' in {name}: see deploy/serve.example.toml")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    for key, value in values.items():
-        _check_type(path, name, key, value, str(fields[key].type))
-    return kind(**values)
-
-
-def _check_type(path: Path, table: str, key: str, value: object, expected: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)
-    }  # fmt: skip
-    wanted = kinds.get(expected, (object,))
-    right = isinstance(value, wanted) and (expected == "bool" or not isinstance(value, bool))
-    right &= not isinstance(value, tuple) or all(isinstance(item, str) for item in value)
-    if not right or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{key} in {table} of {path} is {value!r}: expected {NAMES.get(expected, expected)}")
-
-
-def _check(config: Config) -> None:
-    listener, destination = config.dicom, config.destination
-    _check_range("port in [dicom]", listener.port, 0, 65535)
-    _check_range("port in [destination]", destination.port, 1, 65535)
-    _check_range("max_pdu", listener.max_pdu, 4096, 1 << 24)
-    _check_range("reserve_mib", config.reserve_mib, 0)
-    _check_range("quiet_s", config.quiet_s, 0)
-    for name in ("max_associations", "max_object_mib"):
-        _check_range(name, getattr(listener, name), 1)
-    _check_range("threads", config.threads, 1)
-    _check_range("batch", config.batch, 1, 1024)
-    _check_range("attempts", destination.attempts, 1)
-    for name, value in (("idle_s", listener.idle_s), ("timeout_s", destination.timeout_s)):
-        _check_range(name, value, 0.1)
-    _check_range("first_retry_s", destination.first_retry_s, 0.01)
-    _check_range("last_retry_s", destination.last_retry_s, destination.first_retry_s)
-    for title in (listener.ae_title, destination.ae_title, *listener.allowed_ae):
-        if not 1 <= len(title.strip()) <= 16 or "\\" in title or not (title.isascii() and title.isprintable()):
-            raise ConfigError(f"the AE title {title!r} is not valid: expected 1 to 16 ASCII characters (PS3.5 6.2)")
-    for address in listener.allowed_addresses:
-        _check_network(address)
-    if not listener.insecure and not _is_loopback(listener.host):
-        raise ConfigError(
-            f"[dicom] host is {listener.host}: beyond loopback the door has no authentication yet; set insecure = true "
-            "in [dicom] if the network is trusted"
-        )
-
-
-def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
-        raise ConfigError(f"{name} is {value}: expected {expected}; mend the configuration")
-
-
-def _check_network(address: str) -> None:
-    try:
-        ipaddress.ip_network(address)
-    except ValueError as error:
-        raise ConfigError(
-            f"allowed_addresses names {address!r}: expected an address or a network such as 10.1.2.0/24"
-        ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    max_waiting: int = 100_000
+    trusted_keys: Path | None = None
+    traces: str = ""

@@ -1,132 +1,185 @@
-"""The daemon: intake, worker and delivery over one state directory; may be killed at any instant."""
+"""The daemon: intake, work, delivery and the rest as processes over one state directory; killed at any instant, it
+loses nothing."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import secrets
+import signal
+import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 from hscc_edge import durable
-from hscc_edge.bundle import Bundle, read_bundle
-from hscc_edge.errors import StorageError
-from hscc_edge.runtime.startup import timed_open
+from hscc_edge.errors import HsccError, StorageError
+from hscc_edge.serve import delivery, folder, instances, intake, outbox, upkeep, web, work
 from hscc_edge.serve.config import Config
-from hscc_edge.serve.delivery import Delivery
-from hscc_edge.serve.intake import Intake
+from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.spool import Spool
-from hscc_edge.serve.worker import Worker
+from hscc_edge.serve.notify import notify
+from hscc_edge.serve.station import Station, claim, open_state
+from hscc_edge.serve.supervisor import Role, Supervisor
 
 LOG = logging.getLogger(__name__)
-TICK_S = 0.1
 HEARTBEAT_S = 5.0
-DRAIN_S = 8.0
+BACKLOG = 128
+MOST_INTAKES = 4
+
+
+def roles(config: Config) -> list[Role]:
+    """The processes that a configuration asks for."""
+    listeners = config.dicom.processes or min(MOST_INTAKES, len(os.sched_getaffinity(0)))
+    found = [Role(f"intake-{number + 1}", intake.run) for number in range(listeners)]
+    found += [Role(f"folder-{number + 1}", folder.role(item)) for number, item in enumerate(config.folder)]
+    found.append(Role("work", work.run, silence_s=config.work.timeout_s))
+    found.append(Role("delivery", delivery.run))
+    found.append(Role("upkeep", upkeep.run))
+    if config.web.enabled:
+        found.append(Role("web", web.run))
+    return found
 
 
 class Daemon:
-    """Opens everything in its constructor, so that what is wrong is told before a port opens."""
+    """Checks everything in its constructor, so that what is wrong is told before a port opens."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.bundle: Bundle = read_bundle(config.bundle)
-        self._started = timed_open(self.bundle, config.runtime, precision=config.precision, threads=config.threads)
-        with durable.storage(config.state):
-            config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(config.state, 0o700)
-            self._lock = _claim(config.state)
-            self._spool = Spool(config.state / "spool")
-            self._key = _key(config.state / "key")
-        self.journal = Journal(config.state / "journal.sqlite")
-        self._intake = Intake(config, self.journal, self._spool, self._key)
-        self._worker = Worker(config, self.bundle, self._started.runtime, self.journal, self._spool, self._key)
-        self._delivery = Delivery(self.journal, config.destination, config.dicom.ae_title, self._key)
-        self._stop = threading.Event()
+    def __init__(self, path: Path) -> None:
+        self.path, self.config = path, read_config(path)
+        key = open_state(self.config.state)
+        self._lock = claim(self.config.state)
+        self.station = Station(self.config, key)
+        journal = self.station.journal()
+        try:
+            journal.begin_boot()
+            self.models = work.ready(self.station, journal)
+            self.swept = self.station.spool().sweep(instances.files(journal))
+        finally:
+            journal.close()
+        self._asked: set[int] = set()
+        self._wake = threading.Event()
 
-    def stop(self) -> None:
-        """Ask `run` to end after the work in hand; safe in a signal handler."""
-        self._stop.set()
+    def on_signal(self, number: int, frame: object = None) -> None:
+        """SIGTERM and SIGINT end the daemon, SIGHUP reads its configuration and certificates anew."""
+        self._asked.add(number)
 
     def run(self, until_idle_s: float | None = None) -> None:
-        """Serve until `stop`, or until nothing is left to do for `until_idle_s`.
+        """Serve until a signal, or until nothing is left to do for `until_idle_s`.
 
         Raises:
-            StorageError: if the port cannot be opened.
+            StorageError: if a port cannot be opened.
         """
-        swept = self._spool.sweep(self.journal.files())
-        port = self._intake.start()
-        self._write_status(port)
-        LOG.info("event=started port=%d swept=%d model=%s", port, swept, self.bundle.digest[:12])
-        LOG.info(
-            "event=runtime load_s=%.2f first_inference_ms=%.1f", self._started.load_s, self._started.first_inference_ms
-        )
-        threads = [
-            threading.Thread(target=self._loop, args=(self._worker.step, "worker"), name="worker", daemon=True),
-            threading.Thread(target=self._loop, args=(self._delivery.step, "delivery"), name="delivery", daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
+        self._open_doors()
+        supervisor = Supervisor(self.station, roles(self.config))
+        supervisor.start()
+        self._write_status(supervisor)
+        LOG.info("event=started ports=%s swept=%d models=%d", self._ports(), self.swept, len(self.models))
+        notify("READY=1")
         try:
-            self._wait(port, until_idle_s)
+            self._look_after(supervisor, until_idle_s)
         finally:
-            self._stop.set()
-            self._intake.stop()
-            self._join(threads)
-            self._worker.close()
-            self._started.runtime.close()
-            self.journal.close()
+            notify("STOPPING=1")
+            supervisor.stop()
+            for door in self.station.sockets.values():
+                door.close()
             os.close(self._lock)
             LOG.info("event=stopped")
 
-    def _join(self, threads: Sequence[threading.Thread]) -> None:
-        """Let the work in hand end; what takes longer is left as a kill would leave it, which loses nothing."""
-        deadline = time.monotonic() + DRAIN_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _wait(self, port: int, until_idle_s: float | None) -> None:
+    def _look_after(self, supervisor: Supervisor, until_idle_s: float | None) -> None:
         quiet_since = beat = time.monotonic()
-        while not self._stop.wait(TICK_S):
+        while not self._asked & {signal.SIGTERM, signal.SIGINT}:
+            supervisor.step()
             now = time.monotonic()
+            if signal.SIGHUP in self._asked:
+                self._asked.discard(signal.SIGHUP)
+                self._reload(supervisor)
             if now - beat >= HEARTBEAT_S:
                 beat = now
-                self._beat(port)
-            if until_idle_s is None:
-                continue
-            if self.journal.busy():
-                quiet_since = now
-            elif now - quiet_since >= until_idle_s:
-                return
+                self._attempt("heartbeat", lambda: self._write_status(supervisor))
+                notify("WATCHDOG=1")
+            if until_idle_s is not None:
+                quiet_since = now if self._with_journal(busy) else quiet_since
+                if now - quiet_since >= until_idle_s:
+                    return
 
-    def _loop(self, step: Callable[[Callable[[], bool]], int], name: str) -> None:
-        while not self._stop.is_set():
-            try:
-                step(self._stop.is_set)
-            except Exception as error:  # a thread that ends would leave a daemon that takes studies and reports none
-                LOG.error("event=%s_failed reason=%s", name, type(error).__name__)
-                self._stop.wait(1.0)
-            self._stop.wait(TICK_S)
-
-    def _beat(self, port: int) -> None:
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """A full disk stops the heartbeat, never the daemon."""
         try:
-            self._write_status(port)
-        except (StorageError, sqlite3.Error) as error:
-            LOG.error("event=heartbeat_failed reason=%s", type(error).__name__)
+            action()
+        except (HsccError, OSError, sqlite3.Error) as error:
+            LOG.error("event=%s_failed reason=%s", what, type(error).__name__)
 
-    def _write_status(self, port: int) -> None:
+    def _reload(self, supervisor: Supervisor) -> None:
+        notify("RELOADING=1")
+        try:
+            config = read_config(self.path)
+        except HsccError as error:
+            LOG.error("event=reload_refused reason=%s", error)
+            notify("READY=1")
+            return
+        fixed = ("state", "dicom.host", "dicom.port", "web.host", "web.port", "web.enabled")
+        if changed := [name for name in fixed if _get(config, name) != _get(self.config, name)]:
+            LOG.error("event=reload_refused reason=%s needs a restart", changed[0])
+        else:
+            self.config, self.station = config, replace(self.station, config=config)
+            supervisor.replace(self.station, roles(config))
+            LOG.info("event=reloaded")
+        notify("READY=1")
+
+    def _open_doors(self) -> None:
+        doors = {"dicom": (self.config.dicom.host, self.config.dicom.port)}
+        if self.config.web.enabled:
+            doors["web"] = (self.config.web.host, self.config.web.port)
+        for name, (host, port) in doors.items():
+            try:
+                self.station.sockets[name] = socket.create_server(
+                    (host, port), backlog=BACKLOG, family=socket.AF_INET6 if ":" in host else socket.AF_INET
+                )
+            except OSError as error:
+                raise StorageError(
+                    f"port {port} on {host} cannot be opened ({error.strerror}): stop what uses it, or set another "
+                    f"port in [{name}]"
+                ) from error
+
+    def _ports(self) -> dict[str, int]:
+        return {name: door.getsockname()[1] for name, door in self.station.sockets.items()}
+
+    def _with_journal(self, action: Callable[[Journal], object]) -> object:
+        journal = self.station.journal()
+        try:
+            return action(journal)
+        finally:
+            journal.close()
+
+    def _write_status(self, supervisor: Supervisor) -> None:
         durable.write_json(
             self.config.state / "daemon.json",
-            {"port": port, "pid": os.getpid(), "time": time.time(), "counts": self.journal.counts()},
+            {
+                "port": self._ports()["dicom"],
+                "ports": self._ports(),
+                "pid": os.getpid(),
+                "time": time.time(),
+                "counts": self._with_journal(counts),
+                "processes": supervisor.facts(),
+            },
         )
+
+
+def counts(journal: Journal) -> dict[str, dict[str, int]]:
+    """Instances and deliveries by state; no identifier is in it."""
+    return {"instances": instances.counts(journal), "deliveries": outbox.counts(journal)}
+
+
+def busy(journal: Journal) -> bool:
+    """Whether anything is still to be worked on or sent."""
+    found = journal.read(
+        "SELECT EXISTS (SELECT 1 FROM instances WHERE state = 'received') "
+        "OR EXISTS (SELECT 1 FROM deliveries WHERE state IN ('pending', 'stored'))"
+    )
+    return bool(found[0][0])
 
 
 def health(config: Config) -> dict[str, object]:
@@ -146,45 +199,8 @@ def health(config: Config) -> dict[str, object]:
     return status
 
 
-def _claim(state: Path) -> int:
-    """Lock the state directory for this process; the kernel frees it when the process dies."""
-    handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise StorageError(f"another daemon uses {state}: stop it, or set another state directory") from error
-    return handle
-
-
-def _key(path: Path) -> bytes:
-    if not path.exists():
-        durable.write_bytes(path, secrets.token_bytes(32))
-        os.chmod(path, 0o600)
-    return path.read_bytes()
-
-
-@contextmanager
-def logging_to(stream: TextIO) -> Iterator[None]:
-    """Send the daemon's own log lines to a stream, for a process that does nothing else.
-
-    What other packages log, warn of or raise in threads may name a patient or a UID: of it only the kind is told.
-    """
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
-    threading.excepthook = _on_thread_error
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("hscc_edge")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        threading.excepthook = threading.__excepthook__
-        logging.captureWarnings(False)
-
-
-def _on_thread_error(arguments: threading.ExceptHookArgs) -> None:
-    LOG.error("event=thread_failed reason=%s", arguments.exc_type.__name__)
+def _get(config: Config, name: str) -> object:
+    value: object = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

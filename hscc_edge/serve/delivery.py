@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import pydicom
 
-from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.errors import extra
+from hscc_edge.serve import outbox
 from hscc_edge.serve.config import Destination
-from hscc_edge.serve.journal import Journal, Report
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.station import Station
 
 with extra("device"):
     from pynetdicom import AE
 
 LOG = logging.getLogger(__name__)
+TICK_S = 0.1
 
 
 def store(datasets: Sequence[pydicom.Dataset], destination: Destination, calling: str) -> list[int]:
@@ -43,35 +45,41 @@ def _send(association: object, dataset: pydicom.Dataset) -> int:
     return int(answer.Status) if "Status" in answer else -1
 
 
-class Delivery:
-    """Sends the bytes that the journal holds, so that a retry is the same report."""
+def run(station: Station) -> None:
+    """The process that empties the outbox."""
+    journal = station.journal()
+    while not station.rest(TICK_S):
+        for destination in station.config.destination:
+            step(station, journal, destination)
+    journal.close()
 
-    def __init__(self, journal: Journal, destination: Destination, calling: str, key: bytes) -> None:
-        self._journal, self._destination, self._calling, self._key = journal, destination, calling, key
 
-    def step(self, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Try every report that is due; returns how many were delivered."""
-        reports = self._journal.due_reports()
-        if not reports or stopping():
-            return 0
-        datasets = [pydicom.dcmread(BytesIO(report.content)) for report in reports]
-        statuses = store(datasets, self._destination, self._calling)
-        return sum([self._note(report, status) for report, status in zip(reports, statuses, strict=True)])
+def step(station: Station, journal: Journal, destination: Destination) -> int:
+    """Send what is due to one destination; returns how many it has taken."""
+    items = outbox.due(journal, destination.name)
+    if not items:
+        return 0
+    datasets = [pydicom.dcmread(BytesIO(item.content)) for item in items]
+    statuses = store(datasets, destination, station.config.dicom.ae_title)
+    return sum([_note(station, journal, destination, *pair) for pair in zip(items, statuses, strict=True)])
 
-    def _note(self, report: Report, status: int) -> bool:
-        who, tries = pseudonym(report.sop, self._key), report.attempts + 1
-        if status == 0x0000 or status & 0xF000 == 0xB000:
-            self._journal.delivered(report)
-            LOG.info("event=delivered report=%s attempts=%d", who, tries)
-            return True
-        if tries >= self._destination.attempts:
-            self._journal.bury(report)
-            LOG.error("event=dead_letter report=%s status=%s attempts=%d", who, hex(status), tries)
-            return False
-        self._journal.postpone(report, self._wait_s(report.attempts))
-        LOG.warning("event=delivery_failed report=%s status=%s attempts=%d", who, hex(status), tries)
+
+def _note(station: Station, journal: Journal, destination: Destination, item: outbox.Delivery, status: int) -> bool:
+    who, tries = station.who(item.sop), item.attempts + 1
+    if status == 0x0000 or status & 0xF000 == 0xB000:
+        outbox.delivered(journal, item)
+        LOG.info("event=delivered report=%s attempts=%d", who, tries)
+        return True
+    reason = f"status {status:#06x}" if status >= 0 else "no answer"
+    if tries >= destination.attempts:
+        outbox.bury(journal, item, reason)
+        LOG.error("event=dead_letter report=%s status=%s attempts=%d", who, hex(status), tries)
         return False
+    outbox.postpone(journal, item, _wait_s(destination, item.attempts), reason)
+    LOG.warning("event=delivery_failed report=%s status=%s attempts=%d", who, hex(status), tries)
+    return False
 
-    def _wait_s(self, attempts: int) -> float:
-        limit = min(self._destination.first_retry_s * 2.0 ** min(attempts, 30), self._destination.last_retry_s)
-        return limit * random.uniform(0.5, 1.0)
+
+def _wait_s(destination: Destination, attempts: int) -> float:
+    limit = min(destination.first_retry_s * 2.0 ** min(attempts, 30), destination.last_retry_s)
+    return limit * random.uniform(0.5, 1.0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -30,16 +32,17 @@ from pydicom.uid import (
     RLELossless,
 )  # fmt: skip
 
-from hscc_edge.data.pseudonym import pseudonym
-from hscc_edge.errors import StorageError, extra
-from hscc_edge.serve.config import Config
+from hscc_edge.errors import extra
 from hscc_edge.serve.content import identifiers, same_data_set
+from hscc_edge.serve.instances import Receipt, receive, restore, versions
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.spool import Spool
+from hscc_edge.serve.station import Station
 
 with extra("device"):
     from pynetdicom import AE, AllStoragePresentationContexts, evt
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+    from pynetdicom.transport import ThreadedAssociationServer
 
 LOG = logging.getLogger(__name__)
 DRAIN_S = 2.0
@@ -52,20 +55,52 @@ SYNTAXES = [
 SUCCESS, NO_RESOURCES, CLASS_MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 
 
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    """pynetdicom's server on a socket that the supervisor holds and several processes share."""
+
+    def __init__(self, listening: socket.socket, *arguments: Any, **options: Any) -> None:
+        self._listening = listening
+        super().__init__(*arguments, **options)
+
+    def server_bind(self) -> None:
+        self.socket.close()
+        self.socket = self._listening.dup()
+        self.socket.setblocking(False)  # another process may have been faster: then accept must not wait
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """It listens already."""
+
+    def server_close(self) -> None:
+        self.socket.close()
+
+    def get_request(self) -> Any:
+        client, address = self.socket.accept()
+        client.setblocking(True)
+        return client, address
+
+
+def run(station: Station) -> None:
+    """One process that accepts associations until the station is to stop."""
+    journal = station.journal()
+    intake = Intake(station, journal, station.spool())
+    intake.start()
+    while not station.rest(1.0):
+        pass
+    intake.stop()
+    journal.close()
+
+
 class Intake:
     """Starts and stops the provider; each association runs in a thread of pynetdicom."""
 
-    def __init__(self, config: Config, journal: Journal, spool: Spool, key: bytes) -> None:
-        self._config, self._journal, self._spool, self._key = config, journal, spool, key
+    def __init__(self, station: Station, journal: Journal, spool: Spool) -> None:
+        self._station, self._config, self._journal, self._spool = station, station.config, journal, spool
         self._server: Any = None
-        self._networks = [ipaddress.ip_network(address) for address in config.dicom.allowed_addresses]
+        self._networks = [ipaddress.ip_network(address) for address in station.config.dicom.allowed_addresses]
 
-    def start(self) -> int:
-        """Listen; returns the port.
-
-        Raises:
-            StorageError: if the port is in use or not allowed.
-        """
+    def start(self) -> None:
+        """Accept from the station's socket."""
         listener = self._config.dicom
         entity = AE(ae_title=listener.ae_title)
         entity.maximum_associations = listener.max_associations
@@ -77,19 +112,15 @@ class Intake:
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), SYNTAXES)
         handlers: list[Any] = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_REQUESTED, self._on_requested)]
-        try:
-            self._server = entity.start_server((listener.host, listener.port), block=False, evt_handlers=handlers)
-        except OSError as error:
-            raise StorageError(
-                f"port {listener.port} on {listener.host} cannot be opened ({error.strerror}): stop what uses it, or "
-                "set another port in [dicom]"
-            ) from error
-        return int(self._server.server_address[1])
+        self._server = _Server(
+            self._station.sockets["dicom"], entity, (listener.host, 0), listener.ae_title, entity.supported_contexts,
+            evt_handlers=handlers,
+        )  # fmt: skip
+        entity._servers.append(self._server)
+        threading.Thread(target=self._server.serve_forever, args=(0.5,), daemon=True).start()
 
     def stop(self) -> None:
-        """Close the port, let associations end for a moment, abort the others; these send again what has no answer."""
-        if self._server is None:
-            return
+        """Accept no more, let associations end for a moment, abort the others; these send again without an answer."""
         self._server.shutdown()
         deadline = time.monotonic() + DRAIN_S
         while self._server.active_associations and time.monotonic() < deadline:
@@ -132,16 +163,20 @@ class Intake:
         return SUCCESS
 
     def _keep(self, found: Mapping[str, str], content: bytes, digest: str) -> None:
-        sop = found["SOPInstanceUID"]
-        who = pseudonym(sop, self._key)
+        sop, study = found["SOPInstanceUID"], found["StudyInstanceUID"]
+        who, began = self._station.who(sop), time.time()
         if self._is_known(sop, digest, content):
             LOG.info("event=known instance=%s bytes=%d", who, len(content))
             return
         name = self._spool.keep(content)
+        receipt = Receipt(
+            sop, found["SOPClassUID"], digest, found["SeriesInstanceUID"], study, name, len(content), "dimse",
+            self._station.who(study), began,
+        )  # fmt: skip
         try:
-            kept = self._journal.receive(sop, digest, found["SeriesInstanceUID"], found["StudyInstanceUID"], name)
+            (kept,) = receive(self._journal, [receipt])
             if kept != name and not self._spool.holds(kept, digest):
-                self._journal.restore(kept, name)
+                restore(self._journal, kept, name)
                 kept = name
         except BaseException:
             self._spool.drop(name)
@@ -152,10 +187,10 @@ class Intake:
 
     def _is_known(self, sop: str, digest: str, content: bytes) -> bool:
         """Whether this object is kept already, be it in another transfer syntax."""
-        versions = self._journal.versions(sop)
-        if digest in versions:
-            return self._spool.holds(versions[digest], digest)
+        known = versions(self._journal, sop)
+        if digest in known:
+            return self._spool.holds(known[digest], digest)
         return any(
             self._spool.holds(file, other) and same_data_set(self._spool.path(file).read_bytes(), content)
-            for other, file in versions.items()
+            for other, file in known.items()
         )

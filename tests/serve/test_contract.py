@@ -6,9 +6,9 @@ import time
 
 import pydicom
 import pytest
+from box import Box, storescu, wait_for
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
-from station import Station, storescu, wait_for
 
 from hscc_edge.serve.config import Destination
 from hscc_edge.serve.delivery import store
@@ -29,7 +29,7 @@ def archive(tmp_path):
 
 
 def to(port: int) -> Destination:
-    return Destination("HSCC_EDGE", "127.0.0.1", port)
+    return Destination(ae_title="HSCC_EDGE", port=port)
 
 
 def reports_in(directory) -> list[pydicom.Dataset]:
@@ -38,7 +38,7 @@ def reports_in(directory) -> list[pydicom.Dataset]:
 
 def test_a_study_becomes_one_conformant_report(tmp_path, study, dense, archive):
     directory, port = archive
-    station = Station(tmp_path, dense, port)
+    station = Box(tmp_path, dense, port)
     with station.running() as own:
         assert storescu(own, study) == set(study)
         assert storescu(own, study[:1]) == set(study[:1])
@@ -60,7 +60,7 @@ def test_a_study_becomes_one_conformant_report(tmp_path, study, dense, archive):
 
 def test_a_late_slice_supersedes_and_names_its_predecessor(tmp_path, study, dense, archive):
     directory, port = archive
-    with Station(tmp_path, dense, port).running() as own:
+    with Box(tmp_path, dense, port).running() as own:
         storescu(own, study[:2])
         assert wait_for(lambda: len(list(directory.glob("*.dcm"))) == 1)
         first = reports_in(directory)[0].SOPInstanceUID
@@ -80,7 +80,7 @@ def test_too_few_images_out_of_scope_and_undecodable_end_without_result(tmp_path
         dataset.StudyInstanceUID = generate_uid()
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         dataset.InstanceNumber = number
-    station = Station(tmp_path, dense, port)
+    station = Box(tmp_path, dense, port)
     with station.running() as own:
         assert store([alone, ct, broken], to(own), "TEST") == [0, 0, 0]
         assert wait_for(lambda: station.states() == {"no-result": 3})
@@ -98,7 +98,7 @@ def test_same_uid_with_other_content_is_kept_apart(tmp_path, study, dense, archi
     directory, port = archive
     other = pydicom.dcmread(study[0])
     other.PatientSex = "F" if other.PatientSex != "F" else "M"
-    station = Station(tmp_path, dense, port)
+    station = Box(tmp_path, dense, port)
     with station.running() as own:
         storescu(own, study)
         assert store([other], to(own), "TEST") == [0]
@@ -108,7 +108,7 @@ def test_same_uid_with_other_content_is_kept_apart(tmp_path, study, dense, archi
 
 
 def test_a_full_disk_is_refused_with_a700_and_nothing_is_kept(tmp_path, study, dense, archive):
-    station = Station(tmp_path, dense, archive[1], reserve_mib=10**9)
+    station = Box(tmp_path, dense, archive[1], reserve_mib=10**9)
     with station.running() as own:
         assert store([pydicom.dcmread(study[0])], to(own), "TEST") == [0xA700]
         assert storescu(own, study) == set()
@@ -118,7 +118,7 @@ def test_a_full_disk_is_refused_with_a700_and_nothing_is_kept(tmp_path, study, d
 
 def test_a_wrong_class_is_refused_with_a900_and_no_uid_with_c000(tmp_path, study, dense, archive):
     dataset = pydicom.dcmread(study[0])
-    station = Station(tmp_path, dense, archive[1])
+    station = Box(tmp_path, dense, archive[1])
     with station.running() as own:
         entity = AE("TEST")
         entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
@@ -158,7 +158,7 @@ def send_raw(association, dataset: pydicom.Dataset, sop_class: str) -> int:
 def test_a_dead_archive_is_retried_until_it_lives(tmp_path, study, dense):
     with receive(tmp_path / "archive") as port:
         pass
-    station = Station(tmp_path, dense, port)
+    station = Box(tmp_path, dense, port)
     with station.running() as own:
         storescu(own, study)
         assert wait_for(lambda: "event=delivery_failed" in station.log.read_text())
@@ -170,7 +170,7 @@ def test_a_dead_archive_is_retried_until_it_lives(tmp_path, study, dense):
 def test_a_refused_report_becomes_a_dead_letter(tmp_path, study, dense):
     with receive(tmp_path / "archive") as port:
         pass
-    station = Station(tmp_path, dense, port, attempts=2)
+    station = Box(tmp_path, dense, port, attempts=2)
     with station.running() as own:
         storescu(own, study)
         assert wait_for(lambda: "event=dead_letter" in station.log.read_text())
@@ -184,7 +184,7 @@ def test_no_identifier_leaves_the_spool_and_the_journal(tmp_path, study, dense, 
         str(dataset.PatientName.family_name), dataset.PatientID, dataset.AccessionNumber, dataset.StudyInstanceUID,
         dataset.SOPInstanceUID, dataset.SeriesInstanceUID,
     ]  # fmt: skip
-    station = Station(tmp_path, dense, archive[1])
+    station = Box(tmp_path, dense, archive[1])
     with station.running() as own:
         storescu(own, study)
         assert wait_for(lambda: station.states() == {"reported": len(study)})

@@ -5,6 +5,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
+from hscc_edge.serve.worker import Worker
 
 from hscc_edge.bundle import read_bundle
 from hscc_edge.errors import ConfigError
@@ -13,7 +14,6 @@ from hscc_edge.serve.config import Config, Destination, _check
 from hscc_edge.serve.content import digest_of
 from hscc_edge.serve.journal import NO_RESULT, REPORTED, Journal
 from hscc_edge.serve.spool import Spool
-from hscc_edge.serve.worker import Worker
 
 
 class Watched:

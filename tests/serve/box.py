@@ -12,27 +12,32 @@ from pathlib import Path
 
 CONFIG = """
 state = "state"
-bundle = "{bundle}"
-quiet_s = {quiet_s}
 reserve_mib = {reserve_mib}
-modalities = ["MR"]
+[[model]]
+bundle = "{bundle}"
+[study]
+quiet_s = {quiet_s}
+[[route]]
+when = {{ Modality = ["MR"] }}
 [dicom]
 port = 0
-[destination]
+processes = {processes}
+[[destination]]
 ae_title = "ARCHIVE"
 host = "127.0.0.1"
 port = {port}
 first_retry_s = 0.2
 last_retry_s = 0.5
 attempts = {attempts}
+{more}
 """
 
 
-class Station:
-    """One state directory; the daemon on it may be started and killed many times."""
+class Box:
+    """One daemon's directory; it on it may be started and killed many times."""
 
     def __init__(self, root: Path, bundle: Path, archive_port: int, **settings: object) -> None:
-        values = {"quiet_s": 0.5, "reserve_mib": 1, "attempts": 1000, **settings}
+        values = {"quiet_s": 0.5, "reserve_mib": 1, "attempts": 1000, "processes": 1, "more": "", **settings}
         self.root, self.config = root, root / "serve.toml"
         self.config.write_text(CONFIG.format(bundle=bundle, port=archive_port, **values))
         self.log = root / "daemon.log"
@@ -42,7 +47,10 @@ class Station:
         status = self.root / "state" / "daemon.json"
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hscc_edge", "serve", str(self.config)], stdout=log, stderr=log
+                [sys.executable, "-m", "hscc_edge", "serve", str(self.config)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from hscc_edge.bundle import Bundle
+from hscc_edge.bundle import Bundle, read_bundle
 from hscc_edge.data.contained import ContainedReader
 from hscc_edge.data.dicom import Headers, read_headers
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.data.pseudonym import pseudonym
 from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import ConfigError, DicomError, StorageError
 from hscc_edge.model.decision import Decision, decide, parse_rule
 from hscc_edge.model.head import parse_head
 from hscc_edge.runtime import Runtime, infer_batches
-from hscc_edge.serve.config import Config
-from hscc_edge.serve.journal import DAMAGED, NO_RESULT, RECEIVED, REPORTED, Journal, Row
+from hscc_edge.runtime.startup import Started, timed_open
+from hscc_edge.serve import studies
+from hscc_edge.serve.crash import crash_point
+from hscc_edge.serve.instances import DAMAGED, NO_RESULT, RECEIVED, REPORTED, Instance, of_study
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.outbox import NewDelivery
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.sr import build_report, report_uid
+from hscc_edge.serve.station import Station
 
+TICK_S = 0.1
 LOG = logging.getLogger(__name__)
 PAUSE_S = 5.0
 ATTEMPTS = 2
@@ -36,17 +40,45 @@ ATTEMPTS = 2
 class Usable:
     """An instance in scope with its logits (1, n)."""
 
-    row: Row
+    row: Instance
     headers: Headers
     logits: NDArray[np.float32]
+
+
+def ready(station: Station, journal: Journal) -> list[Bundle]:
+    """Open every model once, so that what is wrong with one is told before a port opens."""
+    found = []
+    for model in station.config.model:
+        bundle = read_bundle(model.bundle)
+        _open(station, bundle).runtime.close()
+        found.append(bundle)
+    return found
+
+
+def _open(station: Station, bundle: Bundle) -> Started:
+    wanted = station.config.work
+    return timed_open(bundle, wanted.runtime, precision=wanted.precision, threads=wanted.threads)
+
+
+def run(station: Station) -> None:
+    """The process that works on complete studies until the station is to stop."""
+    journal = station.journal()
+    bundle = read_bundle(station.config.model[0].bundle)
+    started = _open(station, bundle)
+    LOG.info("event=runtime load_s=%.2f first_inference_ms=%.1f", started.load_s, started.first_inference_ms)
+    worker = Worker(station, bundle, started.runtime, journal, station.spool())
+    while not station.rest(TICK_S):
+        worker.step()
+    worker.close()
+    journal.close()
 
 
 class Worker:
     """Turns complete studies into reports, one study at a time; memory grows with a batch and a study's headers."""
 
-    def __init__(self, config: Config, bundle: Bundle, runtime: Runtime, journal: Journal, spool: Spool, key: bytes):
-        self._config, self._bundle, self._runtime = config, bundle, runtime
-        self._journal, self._spool, self._key = journal, spool, key
+    def __init__(self, station: Station, bundle: Bundle, runtime: Runtime, journal: Journal, spool: Spool) -> None:
+        self._station, self._config, self._bundle, self._runtime = station, station.config, bundle, runtime
+        self._journal, self._spool = journal, spool
         self._preprocess = parse_preprocess(bundle.spec.preprocess)
         if self._preprocess.volume:
             raise ConfigError(
@@ -54,53 +86,56 @@ class Worker:
             )
         self._rule, self._head = parse_rule(bundle.spec.decision), parse_head(bundle.spec.head)
         self._reader = ContainedReader()
-        self._not_before: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
 
     def close(self) -> None:
         """End the process that decodes, if there is one."""
         self._reader.close()
 
-    def step(self, stopping: Callable[[], bool] = lambda: False) -> int:
+    def step(self) -> int:
         """Work on every study that is complete now; returns how many were finished.
 
         What fails for want of disk is tried again later; what fails otherwise is tried once more, and then ends
         without a result, so that one study never holds up the others.
         """
-        now, done = time.monotonic(), 0
-        for study in self._journal.complete_studies(self._config.quiet_s):
-            if stopping():
+        done = 0
+        for study in studies.due(self._journal, self._config.study.quiet_s, on_release=self._config.study.on_release):
+            if self._station.stop.is_set():
                 break
-            if self._not_before.get(study, 0.0) <= now:
-                done += self._attempt(study)
+            self._station.beat()
+            done += self._attempt(study)
         return done
 
-    def _attempt(self, study: str) -> bool:
+    def _attempt(self, study: studies.Due) -> bool:
         try:
-            self._process(study)
+            studies.claim(self._journal, [study.uid])
+            crash_point("study-claimed")
+            self._process(study.uid)
+            crash_point("study-finished")
+            return True
         except (OSError, sqlite3.Error, StorageError) as error:
-            self._not_before[study] = time.monotonic() + PAUSE_S
-            LOG.error("event=study_postponed study=%s reason=%s", self._who(study), type(error).__name__)
-            return False
+            LOG.error("event=study_postponed study=%s reason=%s", study.key, type(error).__name__)
+            self._again(study, PAUSE_S, error, counts=False)
         except Exception as error:  # whatever a codec, a runtime or the report's library throws at hostile input
-            LOG.error("event=study_failed study=%s reason=%s", self._who(study), type(error).__name__)
-            self._failures[study] = self._failures.get(study, 0) + 1
-            if self._failures[study] < ATTEMPTS:
+            LOG.error("event=study_failed study=%s reason=%s", study.key, type(error).__name__)
+            if study.attempts + 1 < ATTEMPTS:
+                self._again(study, 0.0, error, counts=True)
                 return False
-            self._give_up(study, type(error).__name__)
-        self._not_before.pop(study, None)
-        self._failures.pop(study, None)
-        return True
+            self._give_up(study.uid, type(error).__name__)
+            return True
+        return False
+
+    def _again(self, study: studies.Due, pause_s: float, error: Exception, *, counts: bool) -> None:
+        try:
+            studies.postpone(self._journal, study.uid, pause_s, type(error).__name__, counts=counts)
+        except sqlite3.Error:
+            self._station.rest(PAUSE_S)
 
     def _give_up(self, study: str, reason: str) -> None:
-        rows = [row for row in self._journal.instances(study) if row.state == RECEIVED]
-        self._journal.finish([(row.id, NO_RESULT, f"failed: {reason}") for row in rows], None)
-
-    def _who(self, study: str) -> str:
-        return pseudonym(study, self._key)
+        rows = [row for row in of_study(self._journal, study) if row.state == RECEIVED]
+        studies.finish(self._journal, study, [(row.id, NO_RESULT, f"failed: {reason}") for row in rows], [])
 
     def _process(self, study: str) -> None:
-        rows = self._journal.instances(study)
+        rows = of_study(self._journal, study)
         usable, reasons = self._read(rows)
         cases = self._decide(usable)
         decided = {item.row.id for decision, members in cases if decision.label for item in members}
@@ -110,22 +145,23 @@ class Worker:
         outcomes = [
             (row.id, REPORTED, None) if row.id in decided else (row.id, NO_RESULT, reasons[row.id]) for row in rows
         ]
-        report = self._report(study, [case for case in cases if case[0].label])
-        self._journal.finish(outcomes, report)
-        LOG.info("event=study_done study=%s images=%d reported=%d", self._who(study), len(rows), len(decided))
+        reports = self._report(study, [case for case in cases if case[0].label])
+        crash_point("report-built")
+        studies.finish(self._journal, study, outcomes, reports)
+        LOG.info("event=study_done study=%s images=%d reported=%d", self._station.who(study), len(rows), len(decided))
 
-    def _read(self, rows: Sequence[Row]) -> tuple[list[Usable], dict[int, str]]:
+    def _read(self, rows: Sequence[Instance]) -> tuple[list[Usable], dict[int, str]]:
         usable: list[Usable] = []
         reasons: dict[int, str] = {}
-        held: list[tuple[Row, Headers, Pixels]] = []
+        held: list[tuple[Instance, Headers, Pixels]] = []
         for row in rows:
             if not self._spool.holds(row.file, row.digest):
                 reasons[row.id] = DAMAGED
-                LOG.error("event=spool_damaged instance=%s", self._who(row.sop))
+                LOG.error("event=spool_damaged instance=%s", self._station.who(row.sop))
                 continue
             try:
                 headers = read_headers(self._spool.path(row.file))
-                if headers.modality not in self._config.modalities:
+                if headers.modality not in ("MR", "CT", "OT"):
                     reasons[row.id] = "out of scope: modality"
                     continue
                 pixels = self._preprocess(self._reader.read(self._spool.path(row.file)))
@@ -133,12 +169,12 @@ class Worker:
                 reasons[row.id] = "cannot be decoded"
                 continue
             held.append((row, headers, pixels))
-            if len(held) == self._config.batch:
+            if len(held) == self._config.work.batch:
                 usable += self._infer(held)
                 held.clear()
         return [*usable, *self._infer(held)], reasons
 
-    def _infer(self, held: Sequence[tuple[Row, Headers, Pixels]]) -> list[Usable]:
+    def _infer(self, held: Sequence[tuple[Instance, Headers, Pixels]]) -> list[Usable]:
         if not held:
             return []
         logits = infer_batches(self._runtime, (pixels for _, _, pixels in held), len(held))
@@ -154,21 +190,23 @@ class Worker:
             for members in groups.values()
         ]
 
-    def _report(self, study: str, cases: Sequence[tuple[Decision, list[Usable]]]) -> tuple[str, str, str, bytes] | None:
+    def _report(self, study: str, cases: Sequence[tuple[Decision, list[Usable]]]) -> list[studies.NewReport]:
         if not cases:
-            return None
+            return []
         headers = {item.row.id: self._headers(item.row) for _, members in cases for item in members}
         uid = report_uid(self._bundle, [item.row.digest for _, members in cases for item in members])
-        old = self._journal.current_report(study)
-        predecessor = old.content if old is not None and old.sop != uid else None
+        name = self._config.model[0].name
+        old = studies.current_report(self._journal, study, name)
         content = build_report(
             self._bundle,
             list(headers.values()),
             [(decision, [headers[item.row.id] for item in members]) for decision, members in cases],
             uid,
-            predecessor,
+            old[1] if old is not None and old[0] != uid else None,
         )
-        return str(uid), study, self._bundle.digest, content
+        result = {"cases": [{"label": found.label, "probabilities": found.probabilities} for found, _ in cases]}
+        deliveries = [NewDelivery(item.name, form) for item in self._config.destination for form in item.forms]
+        return [studies.NewReport(name, self._bundle.digest, str(uid), content, result, deliveries)]
 
-    def _headers(self, row: Row) -> pydicom.Dataset:
+    def _headers(self, row: Instance) -> pydicom.Dataset:
         return pydicom.dcmread(self._spool.path(row.file), stop_before_pixels=True)

@@ -1,0 +1,161 @@
+"""The outbox: what is to be sent where; its bytes are kept before the first try, so that a retry is the same object."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hscc_edge.serve.clock import ticks
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.timeline import note
+
+PENDING, STORED, DELIVERED, DEAD = "pending", "stored", "delivered", "dead"
+OPEN = (PENDING, STORED)
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """One object for one destination.
+
+    Attributes:
+        destination: a name of the configuration.
+        form: a key of `forms.FORMS`.
+        sop: the SOP Instance UID of `content`, if it is a DICOM file.
+        content: None where the report's own SR is meant.
+    """
+
+    destination: str
+    form: str
+    sop: str | None = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One row of the outbox; `asked` is the Transaction UID of its commitment request (PS3.4 J.3)."""
+
+    id: int
+    study: str = field(repr=False)
+    destination: str
+    form: str
+    sop: str = field(repr=False)
+    content: bytes = field(repr=False)
+    state: str
+    attempts: int
+    asked: str | None = field(repr=False)
+
+
+SELECT = (
+    "SELECT d.id, r.study, d.destination, d.form, COALESCE(d.sop, r.sop), COALESCE(d.content, r.content), d.state, "
+    "d.attempts, d.asked FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
+)
+
+
+def enqueue(db: sqlite3.Connection, report: int, deliveries: Sequence[NewDelivery]) -> None:
+    """Add a report's deliveries, inside a transaction."""
+    db.executemany(
+        "INSERT INTO deliveries (report, destination, form, sop, content, state) VALUES (?, ?, ?, ?, ?, ?)",
+        [(report, item.destination, item.form, item.sop, item.content, PENDING) for item in deliveries],
+    )
+
+
+def due(journal: Journal, destination: str, limit: int = 16) -> list[Delivery]:
+    """What is to be sent to a destination now, oldest first; nothing while an earlier one of its study is open."""
+    earlier = (
+        "SELECT 1 FROM deliveries AS o JOIN reports AS p ON p.id = o.report WHERE p.study = r.study "
+        "AND o.destination = d.destination AND o.form = d.form AND o.id < d.id AND o.state IN ('pending', 'stored')"
+    )
+    rows = journal.read(
+        SELECT + f"WHERE d.state = ? AND d.destination = ? AND d.next_tick <= ? AND NOT EXISTS ({earlier}) "
+        "ORDER BY d.id LIMIT ?",
+        (PENDING, destination, ticks(), limit),
+    )
+    return [Delivery(*row) for row in rows]
+
+
+def awaiting(journal: Journal, destination: str, limit: int = 256) -> list[Delivery]:
+    """What a destination has stored and not yet committed to, and whose time to ask (again) has come."""
+    rows = journal.read(
+        SELECT + "WHERE d.state = ? AND d.destination = ? AND d.next_tick <= ? ORDER BY d.id LIMIT ?",
+        (STORED, destination, ticks(), limit),
+    )
+    return [Delivery(*row) for row in rows]
+
+
+def asked_as(journal: Journal, transaction_uid: str) -> list[Delivery]:
+    """What one commitment request was about."""
+    return [Delivery(*row) for row in journal.read(SELECT + "WHERE d.asked = ?", (transaction_uid,))]
+
+
+def delivered(journal: Journal, item: Delivery, kind: str = "sent") -> None:
+    """The destination has it; `kind` is "committed" where it has promised to keep it."""
+    with journal.transaction() as db:
+        _set(db, item, DELIVERED, 0.0, None)
+        db.execute(
+            "UPDATE deliveries SET ended = ?, sent = COALESCE(sent, ?) WHERE id = ?", (*[time.time()] * 2, item.id)
+        )
+        note(db, item.study, kind, destination=item.destination, form=item.form)
+
+
+def stored(journal: Journal, item: Delivery) -> None:
+    """The destination has stored it; its commitment is to be asked for."""
+    with journal.transaction() as db:
+        _set(db, item, STORED, 0.0, None)
+        db.execute("UPDATE deliveries SET sent = ? WHERE id = ?", (time.time(), item.id))
+        note(db, item.study, "sent", destination=item.destination, form=item.form)
+
+
+def asked(journal: Journal, items: Sequence[Delivery], transaction_uid: str, patience_s: float) -> None:
+    """Commitment was asked for; if no answer comes within `patience_s`, it is asked for again."""
+    with journal.transaction() as db:
+        db.executemany(
+            "UPDATE deliveries SET asked = ?, next_tick = ? WHERE id = ?",
+            [(transaction_uid, ticks() + patience_s, item.id) for item in items],
+        )
+
+
+def postpone(journal: Journal, item: Delivery, seconds: float, reason: str) -> None:
+    """Send it again later."""
+    with journal.transaction() as db:
+        _set(db, item, PENDING, ticks() + seconds, reason)
+        note(db, item.study, "failed", destination=item.destination, form=item.form, reason=reason)
+
+
+def bury(journal: Journal, item: Delivery, reason: str) -> None:
+    """Make it a dead letter, which only a person can send again."""
+    with journal.transaction() as db:
+        _set(db, item, DEAD, 0.0, reason)
+        db.execute("UPDATE deliveries SET ended = ? WHERE id = ?", (time.time(), item.id))
+        note(db, item.study, "dead", destination=item.destination, form=item.form, reason=reason)
+
+
+def redrive(journal: Journal, numbers: Sequence[int] | None = None) -> int:
+    """Send dead letters again, all of them or those with these ids; returns how many."""
+    chosen = journal.read(
+        "SELECT d.id, r.study, d.destination, d.form FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
+        "WHERE d.state = ?",
+        (DEAD,),
+    )
+    chosen = [row for row in chosen if numbers is None or row[0] in numbers]
+    with journal.transaction() as db:
+        for number, study, destination, form in chosen:
+            db.execute(
+                "UPDATE deliveries SET state = ?, attempts = 0, next_tick = 0, ended = NULL WHERE id = ? AND state = ?",
+                (PENDING, number, DEAD),
+            )
+            note(db, study, "redriven", destination=destination, form=form)
+    return len(chosen)
+
+
+def counts(journal: Journal) -> dict[str, int]:
+    """Deliveries by state."""
+    return dict(journal.read("SELECT state, COUNT(*) FROM deliveries GROUP BY state"))
+
+
+def _set(db: sqlite3.Connection, item: Delivery, state: str, next_tick: float, reason: str | None) -> None:
+    db.execute(
+        "UPDATE deliveries SET state = ?, next_tick = ?, reason = ?, attempts = attempts + 1 WHERE id = ?",
+        (state, next_tick, reason, item.id),
+    )

@@ -1,0 +1,150 @@
+"""Studies: when one is complete, who works on it, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hscc_edge.serve.clock import ticks
+from hscc_edge.serve.instances import CONFLICT, NO_RESULT, RECEIVED
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.outbox import NewDelivery, enqueue
+from hscc_edge.serve.timeline import note
+
+PRIORITIES = {"routine": 0, "high": 1, "stat": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A complete study; `attempts` counts the times that work on it began and did not end."""
+
+    uid: str = field(repr=False)
+    key: str
+    priority: int
+    attempts: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewReport:
+    """A model's report on a study, to become its current one.
+
+    Attributes:
+        model: the model's name.
+        digest: the bundle's digest.
+        sop: the report's SOP Instance UID.
+        content: the SR as a DICOM file.
+        result: label, probabilities, reason and the like of each case, for pages and messages; no identifier in it.
+        deliveries: where it goes and as what.
+    """
+
+    model: str
+    digest: str
+    sop: str = field(repr=False)
+    content: bytes = field(repr=False)
+    result: Mapping[str, Any]
+    deliveries: Sequence[NewDelivery]
+
+
+def due(journal: Journal, quiet_s: float, *, on_release: bool = False, limit: int = 64) -> list[Due]:
+    """Studies with instances to work on of which all seems to be there: stat first, then the longest waiting.
+
+    That is so when nothing came for `quiet_s`, or as many instances are here as its headers announced, or
+    (`on_release`) the association that sent it was released.
+    """
+    now = ticks()
+    rows = journal.read(
+        "SELECT uid, key, priority, attempts, (SELECT COUNT(*) FROM instances WHERE study = uid AND state = ?) "
+        "FROM studies WHERE uid IN (SELECT DISTINCT study FROM instances WHERE state = 'received') "
+        "AND not_before <= ? AND (last_tick <= ? OR (released AND ?) OR "
+        "(SELECT COUNT(*) FROM instances WHERE study = uid AND state != ?) >= expected) "
+        "ORDER BY priority DESC, last_tick LIMIT ?",
+        (RECEIVED, now, now - quiet_s, on_release, CONFLICT, limit),
+    )
+    return [Due(*row) for row in rows]
+
+
+def release(journal: Journal, studies: Sequence[str]) -> None:
+    """The association that sent these studies was released."""
+    with journal.transaction() as db:
+        db.executemany("UPDATE studies SET released = 1 WHERE uid = ?", [(study,) for study in studies])
+
+
+def claim(journal: Journal, studies: Sequence[str]) -> None:
+    """Work on these begins: if the process dies before `finish`, their `attempts` tell."""
+    with journal.transaction() as db:
+        for study in studies:
+            db.execute("UPDATE studies SET attempts = attempts + 1 WHERE uid = ?", (study,))
+            note(db, study, "started")
+
+
+def postpone(journal: Journal, study: str, seconds: float, reason: str, *, counts: bool) -> None:
+    """Work on a study did not succeed: again later. `counts` says whether that was the study's own fault."""
+    with journal.transaction() as db:
+        db.execute(
+            "UPDATE studies SET not_before = ?, attempts = attempts - ? WHERE uid = ?",
+            (ticks() + seconds, 0 if counts else 1, study),
+        )
+        note(db, study, "retried", reason=reason)
+
+
+def finish(
+    journal: Journal, study: str, outcomes: Sequence[tuple[int, str, str | None]], reports: Sequence[NewReport]
+) -> None:
+    """Give instances their terminal states and the study its new current reports, all or nothing.
+
+    Args:
+        outcomes: (instance id, state, reason).
+    """
+    with journal.transaction() as db:
+        db.executemany(
+            "UPDATE instances SET state = ?, reason = ? WHERE id = ?",
+            [(state, reason, number) for number, state, reason in outcomes],
+        )
+        db.execute("UPDATE studies SET attempts = 0, not_before = 0, released = 0 WHERE uid = ?", (study,))
+        for report in reports:
+            supersede(db, study, report)
+        for reason in sorted({str(reason) for _, state, reason in outcomes if state == NO_RESULT}):
+            note(db, study, "no-result", reason=reason)
+
+
+def supersede(db: Any, study: str, report: NewReport) -> bool:
+    """Make a report the current one of its study and model, inside a transaction; False if it is so already."""
+    old = db.execute(
+        "SELECT sop FROM reports WHERE study = ? AND model = ? AND current = 1", (study, report.model)
+    ).fetchone()
+    if old is not None and old[0] == report.sop:
+        return False
+    db.execute("UPDATE reports SET current = 0 WHERE study = ? AND model = ?", (study, report.model))
+    known = db.execute("SELECT id FROM reports WHERE sop = ?", (report.sop,)).fetchone()
+    if known is not None:
+        db.execute("UPDATE reports SET current = 1 WHERE id = ?", known)
+        return False
+    (number,) = db.execute(
+        "INSERT INTO reports (sop, study, model, digest, content, result, predecessor, current, created) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?) RETURNING id",
+        (
+            report.sop, study, report.model, report.digest, report.content, json.dumps(report.result),
+            old[0] if old else None, time.time(),
+        ),
+    ).fetchone()  # fmt: skip
+    enqueue(db, number, report.deliveries)
+    note(db, study, "reported", model=report.model, digest=report.digest[:12], superseding=old is not None)
+    return True
+
+
+def current_report(journal: Journal, study: str, model: str) -> tuple[str, bytes] | None:
+    """(SOP Instance UID, SR) of the study's current report by a model."""
+    rows = journal.read(
+        "SELECT sop, content FROM reports WHERE study = ? AND model = ? AND current = 1", (study, model)
+    )
+    return (str(rows[0][0]), bytes(rows[0][1])) if rows else None
+
+
+def uid_of(journal: Journal, key: str) -> str | None:
+    """The Study Instance UID that a keyed hash stands for."""
+    rows = journal.read("SELECT uid FROM studies WHERE key = ?", (key,))
+    return str(rows[0][0]) if rows else None
