@@ -31,7 +31,10 @@ WORKSTATION = {"runtime.eager", "validate.flips", "validate.saliency", "validate
 HEAVY = {"torch", "monai"}
 CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
 ALLOWED = {
-    "serve": {"numpy", "pydicom", "pynetdicom", "highdicom", "tomli"},
+    "serve": {
+        "numpy", "pydicom", "pynetdicom", "highdicom", "tomli",
+        "argon2", "cryptography", "itsdangerous", "jinja2", "markupsafe", "starlette", "uvicorn",
+    },
     "runtime": {"numpy", "onnxruntime", "cuda"},
     "runtime.eager": {"numpy", "torch"},
 }

@@ -9,6 +9,7 @@ import typer
 
 from hscc_edge import __version__
 from hscc_edge.cli import (
+    accounts,
     bench,
     build,
     calibrate,
@@ -76,6 +77,7 @@ app.command()(verify.verify)
 app.command()(packages.packages)
 app.command()(bench.bench)
 app.command()(serve.serve)
+app.add_typer(accounts.app, name="accounts")
 app.command()(doctor.doctor)
 app.command()(demo.demo)
 
