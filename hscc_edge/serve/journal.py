@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS studies (
     uid TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, priority INTEGER NOT NULL DEFAULT 0, expected INTEGER,
     first_byte REAL NOT NULL, last_received REAL NOT NULL, last_tick REAL NOT NULL, released INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS studies_last ON studies (last_received);
 CREATE TABLE IF NOT EXISTS instances (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL, sop_class TEXT NOT NULL, digest TEXT NOT NULL, series TEXT NOT NULL,
     study TEXT NOT NULL REFERENCES studies, file TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL, door TEXT NOT NULL,
@@ -42,6 +43,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
     sop TEXT, content BLOB, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, next_tick REAL NOT NULL DEFAULT 0,
     reason TEXT, asked TEXT, sent REAL, ended REAL, UNIQUE (report, destination, form));
 CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (state, next_tick) WHERE state IN ('pending', 'stored');
+CREATE INDEX IF NOT EXISTS deliveries_dead ON deliveries (state) WHERE state = 'dead';
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, study TEXT, kind TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_study ON events (study);
