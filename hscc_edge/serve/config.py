@@ -162,6 +162,27 @@ class Route:
     priority: str = "routine"
 
 
+# What each kind of destination can take; the first is sent where the configuration names none.
+KIND_FORMS: Mapping[str, tuple[str, ...]] = {
+    "dicom": ("comprehensive-3d-sr", "enhanced-sr", "secondary-capture", "key-object"),
+    "stow": ("comprehensive-3d-sr", "enhanced-sr", "secondary-capture", "key-object"),
+    "hl7": ("hl7-oru",),
+    "fhir": ("fhir-report",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is told beyond findings.
+
+    Attributes:
+        no_result: a study without a result gets a report that says so and why; without it only one that must take back
+            an earlier report does.
+    """
+
+    no_result: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where results go, and how often a refused one is tried again before it is a dead letter.
@@ -169,12 +190,15 @@ class Destination:
     Attributes:
         name: of this destination in pages, logs and commands.
         kind: a key of `sinks.SINKS`: dicom, stow, hl7, fhir.
-        forms: keys of `forms.FORMS`: what is sent.
+        forms: keys of `forms.FORMS`: what is sent; empty for the kind's own, see `KIND_FORMS`.
         url: for stow and fhir.
         token_file: bearer token for stow and fhir.
         commitment: ask for storage commitment; only then a result counts as delivered (PS3.4 J).
+        commitment_s: if no answer to that comes for so long, it is asked again.
+        attempts: failures of one object before it is a dead letter; none is counted while a destination is out of reach
+            or says that it is out of resources.
         timeout_s: longest wait for a connection, an answer or the network.
-        pause_s: after several failures in a row nothing is sent for so long, but one try (circuit breaker).
+        pause_s: after several failures in a row nothing is sent for so long, then one object (circuit breaker).
     """
 
     name: str = "archive"
@@ -184,8 +208,9 @@ class Destination:
     port: int = 4242
     url: str = ""
     token_file: Path | None = None
-    forms: tuple[str, ...] = ("comprehensive-3d-sr",)
+    forms: tuple[str, ...] = ()
     commitment: bool = False
+    commitment_s: float = 600.0
     first_retry_s: float = 1.0
     last_retry_s: float = 300.0
     attempts: int = 100
@@ -218,6 +243,23 @@ class Audit:
     host: str = ""
     port: int = 6514
     tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The daemon's own log; a change of it needs a restart.
+
+    Attributes:
+        format: text or json, one object a line.
+        file: None for stderr, where systemd and containers take it up.
+        max_mib: a larger file is put aside as FILE.1 and so on.
+        keep: files put aside that are kept.
+    """
+
+    format: str = "text"
+    file: Path | None = None
+    max_mib: int = 64
+    keep: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +303,8 @@ class Config:
     retention: Retention = Retention()
     audit: Audit = Audit()
     drift: Drift = Drift()
+    report: Report = Report()
+    log: Log = Log()
     reserve_mib: int = 1024
     max_waiting: int = 100_000
     trusted_keys: Path | None = None

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from hscc_edge.serve.config import Config, Destination, Listener, Web
+from hscc_edge.serve.config import KIND_FORMS, Config, Destination, Listener, Web
 from hscc_edge.serve.studies import PRIORITIES
 
 Keys = tuple[str | int, ...]
@@ -22,12 +22,13 @@ RANGES: dict[Keys, tuple[float, float]] = {
     ("work", "threads"): (1, 1024), ("work", "batch"): (1, 1024), ("work", "timeout_s"): (1, 86_400),
     ("work", "memory_mib"): (0, math.inf),
     ("retention", "keep_days"): (0, math.inf), ("retention", "max_gib"): (0, math.inf),
-    ("audit", "port"): (1, 65535), ("drift", "window"): (20, 1_000_000),
+    ("audit", "port"): (1, 65535), ("log", "max_mib"): (1, 1 << 20), ("log", "keep"): (0, 1000),
+    ("drift", "window"): (20, 1_000_000),
     ("drift", "on"): (0.01, 100), ("drift", "off"): (0.001, 100),
 }  # fmt: skip
 DESTINATION_RANGES: dict[str, tuple[float, float]] = {
     "port": (1, 65535), "attempts": (1, math.inf), "timeout_s": (0.1, 3600), "first_retry_s": (0.01, 86_400),
-    "last_retry_s": (0.01, 86_400), "pause_s": (0, 86_400),
+    "last_retry_s": (0.01, 86_400), "pause_s": (0, 86_400), "commitment_s": (0.1, 604_800),
 }  # fmt: skip
 
 
@@ -111,6 +112,11 @@ def _destinations(config: Config) -> Iterator[Fault]:
 def _destination(item: Destination) -> Iterator[tuple[str, str]]:
     if item.last_retry_s < item.first_retry_s:
         yield "last_retry_s", f"last_retry_s is {item.last_retry_s}: expected at least first_retry_s"
+    if item.kind not in KIND_FORMS:
+        yield "kind", f"kind is {item.kind!r}: expected one of {', '.join(KIND_FORMS)}"
+    known = KIND_FORMS.get(item.kind, ())
+    if unknown := [form for form in item.forms if form not in known]:
+        yield "forms", f"forms names {unknown[0]!r}: a {item.kind} destination takes {', '.join(known)}"
     if item.kind in ("stow", "fhir") and not item.url.startswith(("http://", "https://")):
         yield "url", f"url is {item.url!r}: expected the http or https address of the {item.kind} service"
     if item.commitment and item.kind != "dicom":
@@ -122,6 +128,16 @@ def _hysteresis(config: Config) -> Iterator[Fault]:
         yield ("drift", "off"), f"off is {config.drift.off}: expected less than on, {config.drift.on}"
 
 
+def _records(config: Config) -> Iterator[Fault]:
+    if config.log.format not in ("text", "json"):
+        yield ("log", "format"), f"format is {config.log.format!r}: expected text or json"
+    if config.audit.host and config.audit.tls is None:
+        yield (
+            ("audit", "host"),
+            "audit messages name patients and go over TLS only: add [audit.tls] with certificate, key and authorities",
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host."""
     try:
@@ -131,5 +147,5 @@ def is_loopback(host: str) -> bool:
 
 
 RULES: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _ranges, _titles, _addresses, _doors, _models, _destinations, _hysteresis,
+    _ranges, _titles, _addresses, _doors, _models, _destinations, _hysteresis, _records,
 )  # fmt: skip
