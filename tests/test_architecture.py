@@ -33,7 +33,8 @@ CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "ric
 ALLOWED = {
     "serve": {
         "numpy", "pydicom", "pynetdicom", "highdicom", "tomli",
-        "argon2", "cryptography", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client", "python_multipart", "starlette", "structlog", "uvicorn",
+        "argon2", "cryptography", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client",
+        "python_multipart", "starlette", "structlog", "uvicorn",
     },
     "runtime": {"numpy", "onnxruntime", "cuda"},
     "runtime.eager": {"numpy", "torch"},

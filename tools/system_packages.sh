@@ -22,6 +22,7 @@ case "${1:-}" in
     library libharfbuzz-subset.so.0 libharfbuzz-subset0
     PATH=$PATH:/usr/sbin need sshd openssh-server
     PATH=$PATH:/usr/sbin need Orthanc orthanc
+    [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || missing+=(orthanc-dicomweb) # sends by STOW-RS
     [ -e /usr/share/java/pixelmed.jar ] || missing+=(libpixelmed-java default-jre-headless) # validates structured reports
     need systemd-analyze systemd
     ;;
