@@ -1,43 +1,157 @@
-"""What a received object says of itself without decoding a pixel: identifiers, digest, sameness of two encodings."""
+"""What a received file says of itself without decoding a pixel: headers, digest, sameness of two encodings."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)  # fmt: skip
 
 from hscc_edge.data.dicom import FAULTS
 
-IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+EXPECTED, PRIORITY = "NumberOfStudyRelatedInstances", "RequestedProcedurePriority"
+PIXELS = 0x7FE00000
 UNPARSABLE = (*FAULTS, InvalidDicomError, struct.error, zlib.error)
 LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-META_START = 132  # preamble and prefix, PS3.10 section 7.1
-META_LENGTH_END = META_START + 12
+PREFIX_END = 132  # preamble and "DICM", PS3.10 section 7.1
+TRANSFER_SYNTAX = (2, 0x0010)
+LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+MOST_META = 1 << 16
+PIECE = 1 << 20
+UID = re.compile(r"[0-9.]{1,64}")
 
 
-def identifiers(content: bytes) -> Mapping[str, str] | None:
-    """The UIDs that an object cannot be kept without, None if it cannot be parsed or lacks one."""
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """A data set's elements that matter before it is acknowledged; none of it leaves the journal.
+
+    Attributes:
+        syntax: UID of the transfer syntax.
+        values: keyword -> values as text, of those that were asked for and are there.
+    """
+
+    syntax: str
+    values: dict[str, tuple[str, ...]] = field(repr=False)
+
+    def text(self, keyword: str) -> str:
+        """The first value, "" if there is none."""
+        return (self.values.get(keyword) or ("",))[0]
+
+
+def read_headers(path: Path, keywords: Sequence[str], syntaxes: frozenset[str]) -> Headers | None:
+    """Some headers of a PS3.10 file; None if it cannot be parsed, or is in none of `syntaxes`.
+
+    It is read up to the last of these tags, and to the pixels if one of `IDENTIFIERS` was not found by then.
+
+    Raises:
+        OSError: if the disk cannot be read.
+    """
+    wanted = {tag: keyword for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
+    try:
+        with path.open("rb") as file:
+            found = _meta(file)
+            if found is None or found[1] not in syntaxes or found[1] == DeflatedExplicitVRLittleEndian:
+                return None
+            start, syntax = found
+            values = _values(file, start, syntax, wanted, min(max(wanted) + 1, PIXELS))
+            if not all(values.get(keyword) for keyword in IDENTIFIERS):
+                values = _values(file, start, syntax, wanted, PIXELS)
+    except UNPARSABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return None
+    return Headers(syntax, values)
+
+
+def _values(file: BinaryIO, start: int, syntax: str, wanted: dict[int, str], end: int) -> dict[str, tuple[str, ...]]:
+    file.seek(start)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(BytesIO(content), specific_tags=list(IDENTIFIERS), stop_before_pixels=True)
-            found = {keyword: str(dataset.get(keyword) or "") for keyword in IDENTIFIERS}
-        except UNPARSABLE:
-            return None
-    return found if all(found.values()) else None
+        dataset = read_dataset(
+            file,
+            is_implicit_VR=syntax == ImplicitVRLittleEndian,
+            is_little_endian=syntax != ExplicitVRBigEndian,
+            stop_when=lambda tag, vr, length: tag >= end,
+            specific_tags=[Tag(tag) for tag in wanted],
+        )
+        return {wanted[element.tag]: _texts(element.value) for element in dataset if element.tag in wanted}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if value is None or isinstance(value, pydicom.Sequence):
+        return ()
+    items = [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else value
+    return tuple(str(item).strip() for item in items)
+
+
+def are_uids(headers: Headers) -> bool:
+    """Whether the identifiers are there and made of what UIDs are made of (PS3.5 section 9)."""
+    return all(UID.fullmatch(headers.text(keyword)) for keyword in IDENTIFIERS)
+
+
+def _meta(file: BinaryIO) -> tuple[int, str] | None:
+    """(start of the data set, transfer syntax UID), read by element, so that a wrong group length misleads nobody."""
+    head = file.read(PREFIX_END + MOST_META)
+    position, syntax = PREFIX_END, ""
+    if head[128:PREFIX_END] != b"DICM":
+        return None
+    while position + 12 <= len(head):
+        group, element, vr, length = struct.unpack_from("<HH2sH", head, position)
+        if group != 2:
+            return (position, syntax) if syntax else None
+        value = position + 8
+        if vr in LONG_LENGTHS:
+            (length,) = struct.unpack_from("<I", head, value)
+            value += 4
+        position = value + length
+        if (group, element) == TRANSFER_SYNTAX:
+            syntax = head[value:position].decode("ascii", "replace").rstrip("\0 ")
+    return None
 
 
 def digest_of(content: bytes) -> str:
     """sha256 of a PS3.10 file's data set, as encoded, without preamble and file meta."""
-    start = META_LENGTH_END + int.from_bytes(content[META_LENGTH_END - 4 : META_LENGTH_END], "little")
-    return hashlib.sha256(memoryview(content)[start:]).hexdigest()
+    return _digest(BytesIO(content))
+
+
+def digest_of_file(path: Path) -> str:
+    """`digest_of` for a file, which is read in pieces.
+
+    Raises:
+        OSError: if it cannot be read, or has no file meta.
+    """
+    with path.open("rb") as file:
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
+    found = _meta(file)
+    if found is None:
+        raise OSError("no file meta")
+    file.seek(found[0])
+    digest = hashlib.sha256()
+    while piece := file.read(PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def same_data_set(first: bytes, second: bytes) -> bool:

@@ -5,36 +5,16 @@ Status codes: PS3.4 table B.2-1. No pixel is decoded here.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import logging
 import socket
-import sqlite3
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)  # fmt: skip
-
 from hscc_edge.errors import extra
-from hscc_edge.serve.content import identifiers, same_data_set
-from hscc_edge.serve.instances import Receipt, receive, restore, versions
+from hscc_edge.serve.admission import NO_RESOURCES, Admission, discard
+from hscc_edge.serve.contexts import SYNTAXES
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
@@ -46,13 +26,6 @@ with extra("device"):
 
 LOG = logging.getLogger(__name__)
 DRAIN_S = 2.0
-# Deflated Explicit VR is not among them: pydicom inflates it without a limit, so that 1 MB can claim 1 GB
-SYNTAXES = [
-    ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian,
-    JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless,
-    JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2K, RLELossless,
-]  # fmt: skip
-SUCCESS, NO_RESOURCES, CLASS_MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 
 
 class _Server(ThreadedAssociationServer):  # type: ignore[misc]
@@ -96,6 +69,7 @@ class Intake:
 
     def __init__(self, station: Station, journal: Journal, spool: Spool) -> None:
         self._station, self._config, self._journal, self._spool = station, station.config, journal, spool
+        self._admission = Admission(station, journal, spool)
         self._server: Any = None
         self._networks = [ipaddress.ip_network(address) for address in station.config.dicom.allowed_addresses]
 
@@ -110,7 +84,7 @@ class Intake:
         entity.require_called_aet = True
         entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
-            entity.add_supported_context(str(context.abstract_syntax), SYNTAXES)
+            entity.add_supported_context(str(context.abstract_syntax), list(SYNTAXES))
         handlers: list[Any] = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_REQUESTED, self._on_requested)]
         self._server = _Server(
             self._station.sockets["dicom"], entity, (listener.host, 0), listener.ae_title, entity.supported_contexts,
@@ -127,6 +101,7 @@ class Intake:
             time.sleep(0.02)
         for association in self._server.active_associations:
             association.abort()
+        self._admission.close()
 
     def _on_requested(self, event: Any) -> None:
         address = ipaddress.ip_address(event.assoc.requestor.address)
@@ -136,61 +111,16 @@ class Intake:
             event.assoc.kill()
 
     def _on_store(self, event: Any) -> int:
+        request, began = event.request, time.time()
+        if refused := self._admission.refusal(request.DataSet.getbuffer().nbytes):
+            return self._admission.refuse(refused, "dimse").status
+        draft = self._spool.draft()
         try:
-            return self._store(event)
-        except (OSError, sqlite3.Error) as error:
-            LOG.error("event=store_failed reason=%s", type(error).__name__)
+            draft.write_bytes(event.encoded_dataset())
+        except OSError:
+            discard(draft)
             return NO_RESOURCES
-
-    def _store(self, event: Any) -> int:
-        request = event.request
-        size = request.DataSet.getbuffer().nbytes
-        if self._spool.free_mib() < self._config.reserve_mib or size > self._config.dicom.max_object_mib << 20:
-            LOG.warning("event=refused status=A700 bytes=%d free_mib=%d", size, self._spool.free_mib())
-            return NO_RESOURCES
-        content = event.encoded_dataset()
-        found = identifiers(content)
-        if found is None:
-            LOG.warning("event=refused status=C000 bytes=%d", size)
-            return NOT_UNDERSTOOD
-        if found["SOPClassUID"] != request.AffectedSOPClassUID:
-            LOG.warning("event=refused status=A900 bytes=%d", size)
-            return CLASS_MISMATCH
-        if found["SOPInstanceUID"] != request.AffectedSOPInstanceUID:
-            LOG.warning("event=refused status=C000 reason=instance_uid bytes=%d", size)
-            return NOT_UNDERSTOOD
-        self._keep(found, content, hashlib.sha256(request.DataSet.getbuffer()).hexdigest())
-        return SUCCESS
-
-    def _keep(self, found: Mapping[str, str], content: bytes, digest: str) -> None:
-        sop, study = found["SOPInstanceUID"], found["StudyInstanceUID"]
-        who, began = self._station.who(sop), time.time()
-        if self._is_known(sop, digest, content):
-            LOG.info("event=known instance=%s bytes=%d", who, len(content))
-            return
-        name = self._spool.keep(content)
-        receipt = Receipt(
-            sop, found["SOPClassUID"], digest, found["SeriesInstanceUID"], study, name, len(content), "dimse",
-            self._station.who(study), began,
-        )  # fmt: skip
-        try:
-            (kept,) = receive(self._journal, [receipt])
-            if kept != name and not self._spool.holds(kept, digest):
-                restore(self._journal, kept, name)
-                kept = name
-        except BaseException:
-            self._spool.drop(name)
-            raise
-        if kept != name:
-            self._spool.drop(name)
-        LOG.info("event=kept instance=%s bytes=%d", who, len(content))
-
-    def _is_known(self, sop: str, digest: str, content: bytes) -> bool:
-        """Whether this object is kept already, be it in another transfer syntax."""
-        known = versions(self._journal, sop)
-        if digest in known:
-            return self._spool.holds(known[digest], digest)
-        return any(
-            self._spool.holds(file, other) and same_data_set(self._spool.path(file).read_bytes(), content)
-            for other, file in known.items()
-        )
+        return self._admission.admit(
+            draft, door="dimse", first_byte=began, sop_class=request.AffectedSOPClassUID,
+            sop=request.AffectedSOPInstanceUID,
+        ).status  # fmt: skip
