@@ -39,6 +39,7 @@ class NewReport:
         content: the SR as a DICOM file.
         result: label, probabilities, reason and the like of each case, for pages and messages; no identifier in it.
         deliveries: where it goes and as what.
+        predecessor: SOP Instance UID of the report that it says it takes the place of.
     """
 
     model: str
@@ -47,6 +48,11 @@ class NewReport:
     content: bytes = field(repr=False)
     result: Mapping[str, Any]
     deliveries: Sequence[NewDelivery]
+    predecessor: str | None = field(default=None, repr=False)
+
+
+class StaleReport(Exception):
+    """Another report became the current one after this one was made: make it anew."""
 
 
 def due(journal: Journal, quiet_s: float, *, on_release: bool = False, limit: int = 64) -> list[Due]:
@@ -112,17 +118,19 @@ def finish(
 
 
 def supersede(db: Any, study: str, report: NewReport) -> bool:
-    """Make a report the current one of its study and model, inside a transaction; False if it is so already."""
+    """Make a report the current one of its study and model, inside a transaction; False if it is so already.
+
+    Raises:
+        StaleReport: if it names another predecessor than the current report, say because that was recalled meanwhile.
+    """
     old = db.execute(
         "SELECT sop FROM reports WHERE study = ? AND model = ? AND current = 1", (study, report.model)
     ).fetchone()
     if old is not None and old[0] == report.sop:
         return False
+    if (old[0] if old else None) != report.predecessor:
+        raise StaleReport
     db.execute("UPDATE reports SET current = 0 WHERE study = ? AND model = ?", (study, report.model))
-    known = db.execute("SELECT id FROM reports WHERE sop = ?", (report.sop,)).fetchone()
-    if known is not None:
-        db.execute("UPDATE reports SET current = 1 WHERE id = ?", known)
-        return False
     (number,) = db.execute(
         "INSERT INTO reports (sop, study, model, digest, content, result, predecessor, current, created) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?) RETURNING id",

@@ -25,9 +25,8 @@ from hscc_edge.serve import studies
 from hscc_edge.serve.crash import crash_point
 from hscc_edge.serve.instances import DAMAGED, NO_RESULT, RECEIVED, REPORTED, Instance, of_study
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.outbox import NewDelivery
+from hscc_edge.serve.report import Decided, next_report
 from hscc_edge.serve.spool import Spool
-from hscc_edge.serve.sr import build_report, report_uid
 from hscc_edge.serve.station import Station
 
 TICK_S = 0.1
@@ -145,7 +144,7 @@ class Worker:
         outcomes = [
             (row.id, REPORTED, None) if row.id in decided else (row.id, NO_RESULT, reasons[row.id]) for row in rows
         ]
-        reports = self._report(study, [case for case in cases if case[0].label])
+        reports = self._report(study, cases)
         crash_point("report-built")
         studies.finish(self._journal, study, outcomes, reports)
         LOG.info("event=study_done study=%s images=%d reported=%d", self._station.who(study), len(rows), len(decided))
@@ -191,22 +190,15 @@ class Worker:
         ]
 
     def _report(self, study: str, cases: Sequence[tuple[Decision, list[Usable]]]) -> list[studies.NewReport]:
-        if not cases:
-            return []
-        headers = {item.row.id: self._headers(item.row) for _, members in cases for item in members}
-        uid = report_uid(self._bundle, [item.row.digest for _, members in cases for item in members])
+        decided = [
+            Decided(
+                decision, tuple(self._headers(item.row) for item in members), tuple(item.row.digest for item in members)
+            )
+            for decision, members in cases
+        ]
         name = self._config.model[0].name
-        old = studies.current_report(self._journal, study, name)
-        content = build_report(
-            self._bundle,
-            list(headers.values()),
-            [(decision, [headers[item.row.id] for item in members]) for decision, members in cases],
-            uid,
-            old[1] if old is not None and old[0] != uid else None,
-        )
-        result = {"cases": [{"label": found.label, "probabilities": found.probabilities} for found, _ in cases]}
-        deliveries = [NewDelivery(item.name, form) for item in self._config.destination for form in item.forms]
-        return [studies.NewReport(name, self._bundle.digest, str(uid), content, result, deliveries)]
+        report = next_report(self._config, self._journal, study, name, self._bundle, decided, "no usable image")
+        return [report] if report is not None else []
 
     def _headers(self, row: Instance) -> pydicom.Dataset:
         return pydicom.dcmread(self._spool.path(row.file), stop_before_pixels=True)
