@@ -21,8 +21,9 @@ LAYERS = (
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
     "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
-    "export.builder", "export.engine", "export.inspection", "export.parity", "export.refit", "export.verification",
-    "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case", "data.codestream", "data.cohort",
+    "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
+    "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case",
+    "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
     "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
@@ -32,13 +33,13 @@ HEAVY = {"torch", "monai"}
 CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "rich", "tomli", "tomli_w"}
 ALLOWED = {
     "serve": {
-        "numpy", "pydicom", "pynetdicom", "highdicom", "tomli",
+        "numpy", "pydicom", "pynetdicom", "highdicom", "scipy", "tomli",
         "argon2", "cryptography", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client",
         "python_multipart", "starlette", "structlog", "uvicorn",
     },
     "runtime": {"numpy", "onnxruntime", "cuda"},
     "runtime.eager": {"numpy", "torch"},
-}
+}  # fmt: skip
 BANNED = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
 
 

@@ -56,13 +56,15 @@ def graphs(
         ExportError: if the FP32 graph is not its network, or a precision cannot be written.
         GateError: if INT8 breaks the contract with half of the nodes left out.
     """
+    from hscc_edge.data.preprocess import parse_preprocess
     from hscc_edge.export.balance import balance
     from hscc_edge.export.onnx import export_onnx
     from hscc_edge.export.parity import parity, require_parity
     from hscc_edge.export.precision import emulated_fp16
+    from hscc_edge.export.reference import REFERENCE, reference_file, reference_inputs
     from hscc_edge.export.regions import by_position
     from hscc_edge.model.load import load_network
-    from hscc_edge.runtime import PRECISIONS
+    from hscc_edge.runtime import PRECISIONS, infer_each
     from hscc_edge.runtime.eager import EagerRuntime
     from hscc_edge.runtime.ort import OrtRuntime
 
@@ -73,6 +75,7 @@ def graphs(
     source = full if calibration is None else balance(full, stream_of(bundle, calibration))
     files: dict[str, bytes] = {}
     report: dict[str, dict[str, Any]] = {}
+    reference, logits = reference_inputs(parse_preprocess(bundle.spec.preprocess)), dict[str, Any]()
     with tempfile.TemporaryDirectory() as scratch:
         for name in wanted.precisions:
             content, facts = full, dict[str, Any]()
@@ -82,12 +85,15 @@ def graphs(
             content = content if name == "int8" else by_position(content)  # INT8 scales each region by channel
             path.write_bytes(content if name == "fp32" else emulated_fp16(content))
             images = stream_of(bundle, chosen_of(bundle, test, wanted.images))()
-            found = parity(eager, OrtRuntime(path, threads=2), images, name != "fp32")
+            runtime = OrtRuntime(path, threads=2)
+            found = parity(eager, runtime, images, name != "fp32")
             if name == "fp32":
                 require_parity(found)
+            logits[name] = infer_each(runtime, reference)
             files[PRECISIONS[name]] = content
             report[name] = {**found.to_json(), "bytes": len(content), **facts}
             advance(1, name)
+    files[REFERENCE] = reference_file(reference, logits)
     return files, report
 
 
