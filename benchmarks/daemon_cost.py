@@ -1,0 +1,174 @@
+"""What the daemon costs: import time, memory when idle, and what it adds to bare inference when studies are waiting.
+
+    python benchmarks/daemon_cost.py --bundle BUNDLE --out docs [--patients 40] [--slices 20] [--size 512]
+
+Studies of made-up MR slices are sent by dcmtk's storescu while the daemon holds them back; then it is started anew, and
+the time from the first study's begin to the last one's end is read from the journal's timeline. Bare inference is one
+call of the same runtime on the same number of images, before and after, in this process. Ends in OUT/daemon-cost.json
+and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
+
+from box import Box, storescu, wait_for
+
+from hscc_edge import durable
+from hscc_edge.bundle import read_bundle
+from hscc_edge.data.cohort import read_cohort
+from hscc_edge.data.dicom import read_image
+from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.runtime import infer_each, open_runtime
+from hscc_edge.serve.receiver import receive
+from hscc_edge.validate.machine import machine_facts
+
+IMPORTS = ("hscc_edge.serve.daemon", "hscc_edge.runtime.ort")
+ROUNDS = 7
+SETTLE_S = 10.0
+IDLE_LIMIT_MB, IMPORT_LIMIT_S, OVERHEAD_LIMIT = 150, 1.0, 0.10
+
+
+def import_s(modules: tuple[str, ...]) -> float:
+    """Median seconds that importing takes in a fresh process, beyond Python's own start."""
+
+    def once(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    code = "; ".join(f"import {name}" for name in modules)
+    pairs = [(once("pass"), once(code)) for _ in range(ROUNDS)]
+    return float(np.median([own - bare for bare, own in pairs]))
+
+
+def memory_mb(pid: int) -> dict[str, dict[str, float]]:
+    """Of the daemon's processes: resident and proportional set size in MB (proc(5), smaps_rollup)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {Path(f"/proc/{one}/comm").read_text().strip() + f" {one}": _sizes(one) for one in (str(pid), *children)}
+
+
+def _sizes(pid: str) -> dict[str, float]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(("Rss", "Pss:"))}
+    return {"rss_mb": found["Rss"], "pss_mb": found["Pss"]}
+
+
+def idle(root: Path, bundle: Path) -> dict[str, Any]:
+    """The daemon's memory after it has served nothing for a while."""
+    with receive(root / "archive") as port:
+        box = Box(root, bundle, port, processes=2)
+        process, _ = box.start()
+        try:
+            time.sleep(SETTLE_S)
+            found = memory_mb(process.pid)
+        finally:
+            process.terminate()
+            process.wait(30)
+    return {"processes": found, "pss_mb": sum(item["pss_mb"] for item in found.values())}
+
+
+def saturated(root: Path, bundle: Path, files: list[Path]) -> float:
+    """Seconds from the begin of the first study to the end of the last, all waiting from the start."""
+    with receive(root / "archive") as port:
+        held = Box(root, bundle, port, quiet_s=86_400, processes=2)
+        with held.running() as own:
+            kept = storescu(own, files)
+        if len(kept) != len(files):
+            raise SystemExit(f"{len(kept)} of {len(files)} instances were acknowledged")
+        box = Box(root, bundle, port, quiet_s=0, processes=1)
+        with box.running():
+            wait_for(lambda: "received" not in box.states(), 1800)
+    with sqlite3.connect(root / "state" / "journal.sqlite") as db:
+        (first,) = db.execute("SELECT MIN(time) FROM events WHERE kind = 'started'").fetchone()
+        (last,) = db.execute("SELECT MAX(time) FROM events WHERE kind IN ('reported', 'no-result')").fetchone()
+    return float(last - first)
+
+
+def bare_s(bundle: Path, files: list[Path], images: int) -> float:
+    """Seconds of inference alone: `images` calls on the first images' pixels."""
+    opened = read_bundle(bundle)
+    preprocess = parse_preprocess(opened.spec.preprocess)
+    pixels = [preprocess(read_image(path)) for path in files[:16]]
+    runtime = open_runtime(opened)
+    try:
+        infer_each(runtime, pixels)
+        start = time.perf_counter()
+        for number in range(images):
+            infer_each(runtime, [pixels[number % len(pixels)]])
+        return time.perf_counter() - start
+    finally:
+        runtime.close()
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The three figures beside what is asked of them."""
+    rows = [
+        ("import of daemon and runtime", f"{found['import_s']:.2f} s", f"below {IMPORT_LIMIT_S:g} s"),
+        ("memory when idle, all processes (PSS)", f"{found['idle']['pss_mb']:.0f} MB", f"below {IDLE_LIMIT_MB} MB"),
+        ("end to end over bare inference", f"{found['overhead']:+.1%}", f"at most {OVERHEAD_LIMIT:.0%}"),
+    ]
+    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    return "\n".join([
+        "# What the daemon costs", "",
+        f"Made by `benchmarks/daemon_cost.py`; {found['machine']}; {found['date']}; {versions}.",
+        "Not run on a Jetson.",
+        "",
+        "| what | seen | asked |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), "",
+        f"{found['studies']} studies of {found['slices']} slices ({found['size']} x {found['size']}), all waiting: "
+        f"{found['saturated_s']:.1f} s from the first's begin to the last's end, with decoding, preprocessing, reports "
+        f"and journal; inference alone took {found['bare_s'][0]:.1f} s before and {found['bare_s'][1]:.1f} s after "
+        f"({1000 * float(np.mean(found['bare_s'])) / found['images']:.1f} ms an image, ONNX Runtime, one thread).",
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    """Measure the three, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--slices", type=int, default=20)
+    parser.add_argument("--size", type=int, default=512)
+    told = parser.parse_args()
+    bundle = told.bundle.resolve()
+    found: dict[str, Any] = {"import_s": import_s(IMPORTS), "slices": told.slices, "size": told.size}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for name in ("idle", "busy"):
+            (root / name).mkdir()
+        found["idle"] = idle(root / "idle", bundle)
+        words = ["--patients", told.patients, "--slices", told.slices, "--size", told.size]
+        subprocess.run(
+            [sys.executable, "-m", "hscc_edge", "cohort", "phantom", root / "cohort", *map(str, words)], check=True
+        )
+        cohort = read_cohort(root / "cohort")
+        files = [cohort.path(item) for item in cohort.instances]
+        before = bare_s(bundle, files, len(files))
+        seen = saturated(root / "busy", bundle, files)
+        bare = [before, bare_s(bundle, files, len(files))]
+    found |= {
+        "studies": told.patients, "images": len(files), "saturated_s": seen, "bare_s": bare,
+        "overhead": seen / float(np.mean(bare)) - 1, **machine_facts(),
+    }  # fmt: skip
+    durable.write_json(told.out / "daemon-cost.json", found)
+    durable.write_text(told.out / "daemon-cost.md", markdown(found))
+    print(json.dumps({key: found[key] for key in ("import_s", "overhead", "saturated_s", "bare_s")}))
+
+
+if __name__ == "__main__":
+    main()
