@@ -45,6 +45,6 @@ def serve(
         return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, daemon.on_signal)
-    with logging_to(sys.stderr):
+    with logging_to(sys.stderr, daemon.config.log):
         daemon.run(until_idle)
     output.result({"stopped": True})

@@ -120,7 +120,7 @@ class Daemon:
             LOG.error("event=reload_refused reason=%s", error)
             notify("READY=1")
             return
-        fixed = ("state", "dicom.host", "dicom.port", "web.host", "web.port", "web.enabled")
+        fixed = ("state", "dicom.host", "dicom.port", "web.host", "web.port", "web.enabled", "log")
         if changed := [name for name in fixed if _get(config, name) != _get(self.config, name)]:
             LOG.error("event=reload_refused reason=%s needs a restart", changed[0])
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.timeline import note
 
 RECEIVED, REPORTED, NO_RESULT, CONFLICT = "received", "reported", "no-result", "conflict"
@@ -152,7 +153,7 @@ def aside(journal: Journal, limit: int = 1000) -> list[tuple[str, Instance]]:
 
 def counts(journal: Journal) -> dict[str, int]:
     """Instances by state."""
-    return dict(journal.read("SELECT state, COUNT(*) FROM instances GROUP BY state"))
+    return by_state(journal, "instances")
 
 
 def files(journal: Journal) -> set[str]:

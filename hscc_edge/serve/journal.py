@@ -1,8 +1,8 @@
 """The journal: SQLite in WAL mode with synchronous=FULL, so that a commit survives a power loss.
 
 One file for every process of the daemon. It is only kept here; what its tables mean stands in the files named by them:
-`instances`, `studies`, `outbox`, `models`, `observations`, `timeline`. Identifiers are in it in clear, since it lies in
-the state directory (mode 0700), and leave it only as keyed hashes (`studies.key`).
+`instances`, `studies`, `outbox`, `models`, `observations`, `timeline`, `tallies`. Identifiers are in it in clear, since
+it lies in the state directory (mode 0700), and leave it only as keyed hashes (`studies.key`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hscc_edge.errors import StorageError
+from hscc_edge.serve import tallies
 from hscc_edge.serve.clock import boot_id, ticks
 
 VERSION = 2
@@ -25,7 +26,8 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS studies (
     uid TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, priority INTEGER NOT NULL DEFAULT 0, expected INTEGER,
     first_byte REAL NOT NULL, last_received REAL NOT NULL, last_tick REAL NOT NULL, released INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0);
+    attempts INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS studies_last ON studies (last_received);
 CREATE TABLE IF NOT EXISTS instances (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL, sop_class TEXT NOT NULL, digest TEXT NOT NULL, series TEXT NOT NULL,
@@ -44,6 +46,9 @@ CREATE TABLE IF NOT EXISTS deliveries (
     reason TEXT, asked TEXT, sent REAL, ended REAL, UNIQUE (report, destination, form));
 CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (state, next_tick) WHERE state IN ('pending', 'stored');
 CREATE INDEX IF NOT EXISTS deliveries_dead ON deliveries (state) WHERE state = 'dead';
+CREATE TABLE IF NOT EXISTS asks (
+    transaction_uid TEXT NOT NULL, delivery INTEGER NOT NULL REFERENCES deliveries,
+    PRIMARY KEY (transaction_uid, delivery)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, study TEXT, kind TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_study ON events (study);
@@ -54,7 +59,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_active_model ON models (name) WHERE state 
 CREATE TABLE IF NOT EXISTS observations (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, study TEXT NOT NULL, case_key TEXT NOT NULL, model TEXT NOT NULL,
     digest TEXT NOT NULL, shadow INTEGER NOT NULL, label TEXT, probabilities TEXT NOT NULL, energy REAL,
-    inputs TEXT NOT NULL, latency_ms REAL);
+    inputs TEXT NOT NULL, latency_ms REAL, failed TEXT);
+CREATE INDEX IF NOT EXISTS observations_study ON observations (study);
 CREATE INDEX IF NOT EXISTS observations_model ON observations (digest, id);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
@@ -92,7 +98,7 @@ class Journal:
         if found == VERSION:
             return
         with self.transaction() as db:
-            for statement in SCHEMA.split(";"):
+            for statement in [*SCHEMA.split(";"), *tallies.statements()]:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
 

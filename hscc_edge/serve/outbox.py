@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.timeline import note
 
 PENDING, STORED, DELIVERED, DEAD = "pending", "stored", "delivered", "dead"
@@ -85,18 +86,29 @@ def awaiting(journal: Journal, destination: str, limit: int = 256) -> list[Deliv
 
 
 def asked_as(journal: Journal, transaction_uid: str) -> list[Delivery]:
-    """What one commitment request was about."""
-    return [Delivery(*row) for row in journal.read(SELECT + "WHERE d.asked = ?", (transaction_uid,))]
+    """What one commitment request was about, and is not yet committed; a late answer to an old request counts too."""
+    rows = journal.read(
+        SELECT + "JOIN asks AS a ON a.delivery = d.id WHERE a.transaction_uid = ? AND d.state != ?",
+        (transaction_uid, DELIVERED),
+    )
+    return [Delivery(*row) for row in rows]
 
 
-def delivered(journal: Journal, item: Delivery, kind: str = "sent") -> None:
-    """The destination has it; `kind` is "committed" where it has promised to keep it."""
+def knows(journal: Journal, transaction_uid: str) -> bool:
+    """Whether a commitment request with this Transaction UID was ours."""
+    return bool(journal.read("SELECT 1 FROM asks WHERE transaction_uid = ? LIMIT 1", (transaction_uid,)))
+
+
+def delivered(journal: Journal, item: Delivery, kind: str = "sent") -> bool:
+    """The destination has it; `kind` is "committed" where it has promised to keep it. False if that was known."""
     with journal.transaction() as db:
-        _set(db, item, DELIVERED, 0.0, None)
+        if not _set(db, item, DELIVERED, 0.0, None):
+            return False
         db.execute(
             "UPDATE deliveries SET ended = ?, sent = COALESCE(sent, ?) WHERE id = ?", (*[time.time()] * 2, item.id)
         )
         note(db, item.study, kind, destination=item.destination, form=item.form)
+    return True
 
 
 def stored(journal: Journal, item: Delivery) -> None:
@@ -108,18 +120,38 @@ def stored(journal: Journal, item: Delivery) -> None:
 
 
 def asked(journal: Journal, items: Sequence[Delivery], transaction_uid: str, patience_s: float) -> None:
-    """Commitment was asked for; if no answer comes within `patience_s`, it is asked for again."""
+    """Commitment is asked for; if no answer comes within `patience_s`, it is asked for again."""
     with journal.transaction() as db:
         db.executemany(
-            "UPDATE deliveries SET asked = ?, next_tick = ? WHERE id = ?",
-            [(transaction_uid, ticks() + patience_s, item.id) for item in items],
+            "UPDATE deliveries SET asked = ?, next_tick = ?, attempts = attempts + 1 WHERE id = ? AND state = ?",
+            [(transaction_uid, ticks() + patience_s, item.id, STORED) for item in items],
+        )
+        db.executemany("INSERT OR IGNORE INTO asks VALUES (?, ?)", [(transaction_uid, item.id) for item in items])
+
+
+def unasked(journal: Journal, items: Sequence[Delivery], seconds: float, reason: str, *, counts: bool) -> None:
+    """The request for commitment was not taken: ask again later."""
+    with journal.transaction() as db:
+        db.executemany(
+            "UPDATE deliveries SET next_tick = ?, reason = ?, attempts = attempts - ? WHERE id = ? AND state = ?",
+            [(ticks() + seconds, reason, 0 if counts else 1, item.id, STORED) for item in items],
         )
 
 
-def postpone(journal: Journal, item: Delivery, seconds: float, reason: str) -> None:
-    """Send it again later."""
+def postpone(journal: Journal, item: Delivery, seconds: float, reason: str, *, counts: bool = True) -> None:
+    """Send it again later; told in the timeline where the reason is another one than before."""
     with journal.transaction() as db:
-        _set(db, item, PENDING, ticks() + seconds, reason)
+        (before,) = db.execute("SELECT reason FROM deliveries WHERE id = ?", (item.id,)).fetchone()
+        _set(db, item, PENDING, ticks() + seconds, reason, counts=counts)
+        if before != reason:
+            note(db, item.study, "failed", destination=item.destination, form=item.form, reason=reason)
+
+
+def replace(journal: Journal, item: Delivery, sop: str, content: bytes, reason: str) -> None:
+    """Send other bytes instead, which the destination may take."""
+    with journal.transaction() as db:
+        _set(db, item, PENDING, 0.0, reason)
+        db.execute("UPDATE deliveries SET sop = ?, content = ? WHERE id = ?", (sop, content, item.id))
         note(db, item.study, "failed", destination=item.destination, form=item.form, reason=reason)
 
 
@@ -151,11 +183,14 @@ def redrive(journal: Journal, numbers: Sequence[int] | None = None) -> int:
 
 def counts(journal: Journal) -> dict[str, int]:
     """Deliveries by state."""
-    return dict(journal.read("SELECT state, COUNT(*) FROM deliveries GROUP BY state"))
+    return by_state(journal, "deliveries")
 
 
-def _set(db: sqlite3.Connection, item: Delivery, state: str, next_tick: float, reason: str | None) -> None:
-    db.execute(
-        "UPDATE deliveries SET state = ?, next_tick = ?, reason = ?, attempts = attempts + 1 WHERE id = ?",
-        (state, next_tick, reason, item.id),
+def _set(
+    db: sqlite3.Connection, item: Delivery, state: str, next_tick: float, reason: str | None, *, counts: bool = True
+) -> bool:
+    changed = db.execute(
+        "UPDATE deliveries SET state = ?, next_tick = ?, reason = ?, attempts = attempts + ? WHERE id = ? AND state != ?",
+        (state, next_tick, reason, int(counts), item.id, DELIVERED),
     )
+    return changed.rowcount > 0
