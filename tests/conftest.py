@@ -18,7 +18,7 @@ preprocess = [
 ]
 [network]
 name = "alexnet"
-args = { pool = 1, hidden = 32, dropout = 0.0 }
+args = { pool = 1, hidden = 32, dropout = 0.0, width = 0.25 }
 [decision]
 unit = "study"
 minimum_images = 2

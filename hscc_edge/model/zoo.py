@@ -25,6 +25,7 @@ class AlexNet(nn.Module):
         dropout: before each hidden Linear.
         he: start from He's normal initialisation (He et al. 2015, arXiv 1502.01852) instead of torch's own, which
             shrinks the signal layer by layer; short schedules need it.
+        width: of every convolution, as a share of the paper's.
     """
 
     def __init__(
@@ -35,27 +36,29 @@ class AlexNet(nn.Module):
         hidden: int = 4096,
         dropout: float = 0.5,
         he: bool = False,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
+        first, second, third, last = (round(width * size) for size in (64, 192, 384, 256))
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 64, 11, stride=4, padding=2),
+            nn.Conv2d(channels, first, 11, stride=4, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
-            nn.Conv2d(64, 192, 5, padding=2),
+            nn.Conv2d(first, second, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
-            nn.Conv2d(192, 384, 3, padding=1),
+            nn.Conv2d(second, third, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
+            nn.Conv2d(third, last, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1),
+            nn.Conv2d(last, last, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
         )
         self.pool = nn.AdaptiveAvgPool2d(pool)
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(256 * pool * pool, hidden),
+            nn.Linear(last * pool * pool, hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden, hidden),
@@ -67,7 +70,7 @@ class AlexNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, W) -> logits (B, classes)."""
-        maps = self.pool(self.features(images))  # (B, 256, pool, pool)
+        maps = self.pool(self.features(images))  # (B, last, pool, pool)
         return torch.as_tensor(self.classifier(maps.flatten(1)))
 
 
