@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hscc_edge.serve.admission import NO_RESOURCES, SUCCESS, Admission, Verdict
+from hscc_edge.serve.admission import NO_RESOURCES, SUCCESS, Admission, Verdict, discard
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.config import Folder
 from hscc_edge.serve.spool import Spool
@@ -121,7 +121,7 @@ class Watch:
         except OSError as error:
             verdict = Verdict(NO_RESOURCES, type(error).__name__)
         finally:
-            draft.unlink(missing_ok=True)
+            discard(draft)
         return self._settle(entry, known, verdict)
 
     def _settle(self, entry: Entry, known: Seen, verdict: Verdict) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hscc_edge.errors import DicomError, extra
+from hscc_edge.serve.admission import discard
 
 with extra("device"):
     from python_multipart.exceptions import FormParserError
@@ -105,7 +106,7 @@ class Parts:
             with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written
                 self._file.close()
         for part in [*self.whole, *([self._open] if self._open else [])]:
-            part.path.unlink(missing_ok=True)
+            discard(part.path)
         self.whole.clear()
 
     def _begin(self) -> None:

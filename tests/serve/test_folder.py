@@ -1,4 +1,4 @@
-"""The watched folder: what settles is taken in and removed, the rest is put aside with its reason, no link is followed."""
+"""The watched folder: what settles is taken in and removed, the rest is put aside with its reason, no link followed."""
 
 import os
 import shutil
