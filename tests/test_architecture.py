@@ -22,7 +22,7 @@ RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in n
 DEVICE = (
     "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
     "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
-    "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.case",
+    "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance", "data.case",
     "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",

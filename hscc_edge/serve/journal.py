@@ -62,6 +62,7 @@ CREATE TABLE IF NOT EXISTS observations (
     inputs TEXT NOT NULL, latency_ms REAL, failed TEXT);
 CREATE INDEX IF NOT EXISTS observations_study ON observations (study);
 CREATE INDEX IF NOT EXISTS observations_model ON observations (digest, id);
+CREATE TABLE IF NOT EXISTS audit_messages (id INTEGER PRIMARY KEY, time REAL NOT NULL, content BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
