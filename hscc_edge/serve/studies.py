@@ -11,6 +11,7 @@ from typing import Any
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.instances import CONFLICT, NO_RESULT, RECEIVED
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.observations import Observed, record
 from hscc_edge.serve.outbox import NewDelivery, enqueue
 from hscc_edge.serve.timeline import note
 
@@ -19,12 +20,18 @@ PRIORITIES = {"routine": 0, "high": 1, "stat": 2}
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A complete study; `attempts` counts the times that work on it began and did not end."""
+    """A complete study.
+
+    Attributes:
+        attempts: times that work on it began and did not end since the daemon was started.
+        crashes: times that the daemon itself was killed during it.
+    """
 
     uid: str = field(repr=False)
     key: str
     priority: int
     attempts: int
+    crashes: int
     images: int
 
 
@@ -63,8 +70,8 @@ def due(journal: Journal, quiet_s: float, *, on_release: bool = False, limit: in
     """
     now = ticks()
     rows = journal.read(
-        "SELECT uid, key, priority, attempts, (SELECT COUNT(*) FROM instances WHERE study = uid AND state = ?) "
-        "FROM studies WHERE uid IN (SELECT DISTINCT study FROM instances WHERE state = 'received') "
+        "SELECT uid, key, priority, attempts, crashes, "
+        "(SELECT COUNT(*) FROM instances WHERE study = uid AND state = ?) FROM studies WHERE uid IN (SELECT DISTINCT study FROM instances WHERE state = 'received') "
         "AND not_before <= ? AND (last_tick <= ? OR (released AND ?) OR "
         "(SELECT COUNT(*) FROM instances WHERE study = uid AND state != ?) >= expected) "
         "ORDER BY priority DESC, last_tick LIMIT ?",
@@ -97,22 +104,35 @@ def postpone(journal: Journal, study: str, seconds: float, reason: str, *, count
         note(db, study, "retried", reason=reason)
 
 
+def begin_life(journal: Journal) -> None:
+    """The daemon starts: what it was at when it was killed is due again, and is told from what kills its worker."""
+    with journal.transaction() as db:
+        db.execute("UPDATE studies SET crashes = crashes + 1, attempts = 0 WHERE attempts > 0")
+
+
 def finish(
-    journal: Journal, study: str, outcomes: Sequence[tuple[int, str, str | None]], reports: Sequence[NewReport]
+    journal: Journal,
+    study: str,
+    outcomes: Sequence[tuple[int, str, str | None]],
+    reports: Sequence[NewReport],
+    observed: Sequence[Observed] = (),
 ) -> None:
     """Give instances their terminal states and the study its new current reports, all or nothing.
 
     Args:
         outcomes: (instance id, state, reason).
+        observed: what each model saw.
     """
     with journal.transaction() as db:
         db.executemany(
             "UPDATE instances SET state = ?, reason = ? WHERE id = ?",
             [(state, reason, number) for number, state, reason in outcomes],
         )
-        db.execute("UPDATE studies SET attempts = 0, not_before = 0, released = 0 WHERE uid = ?", (study,))
+        db.execute("UPDATE studies SET attempts = 0, crashes = 0, not_before = 0, released = 0 WHERE uid = ?", (study,))
         for report in reports:
             supersede(db, study, report)
+        for item in observed:
+            record(db, study, item)
         for reason in sorted({str(reason) for _, state, reason in outcomes if state == NO_RESULT}):
             note(db, study, "no-result", reason=reason)
 
