@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hscc_edge.cli.output import JsonFlag, Output
+from hscc_edge.errors import StorageError
 
 
 def serve(
@@ -26,16 +27,21 @@ def serve(
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
     from hscc_edge.serve.config_file import read_config
-    from hscc_edge.serve.daemon import Daemon
-    from hscc_edge.serve.daemon import health as ask
+    from hscc_edge.serve.health import liveness, readiness
     from hscc_edge.serve.logs import logging_to
+    from hscc_edge.serve.station import visit
 
     output = Output(as_json)
     if health:
-        status = ask(read_config(config))
-        output.say(f"alive: {status['counts']}")
-        output.result(status)
+        alive = liveness(read_config(config))
+        if not alive.well:
+            raise StorageError(alive.faults[0])
+        ready = readiness(visit(read_config(config)))
+        output.say("alive and ready" if ready.well else f"alive, but not ready: {'; '.join(ready.faults)}")
+        output.result({"alive": True, "ready": ready.well, "faults": list(ready.faults)})
         return
+    from hscc_edge.serve.daemon import Daemon
+
     daemon = Daemon(config)
     if check:
         for bundle in daemon.models:

@@ -3,7 +3,6 @@ loses nothing."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,13 +19,13 @@ from hscc_edge.errors import HsccError, StorageError
 from hscc_edge.serve import delivery, folder, instances, intake, outbox, upkeep, web, work
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
+from hscc_edge.serve.health import HEARTBEAT_S
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.notify import notify
 from hscc_edge.serve.station import Station, claim, open_state
 from hscc_edge.serve.supervisor import Role, Supervisor
 
 LOG = logging.getLogger(__name__)
-HEARTBEAT_S = 5.0
 BACKLOG = 128
 MOST_INTAKES = 4
 
@@ -180,23 +179,6 @@ def busy(journal: Journal) -> bool:
         "OR EXISTS (SELECT 1 FROM deliveries WHERE state IN ('pending', 'stored'))"
     )
     return bool(found[0][0])
-
-
-def health(config: Config) -> dict[str, object]:
-    """The running daemon's own status.
-
-    Raises:
-        StorageError: if there is none, or it has not written one for a while.
-    """
-    path = config.state / "daemon.json"
-    try:
-        status: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-        age_s = time.time() - float(str(status["time"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path} cannot be read ({type(error).__name__}): start the daemon") from error
-    if age_s > 4 * HEARTBEAT_S:
-        raise StorageError(f"the daemon has been silent for {age_s:.0f} s: expected a sign every {HEARTBEAT_S:.0f} s")
-    return status
 
 
 def _get(config: Config, name: str) -> object:

@@ -78,6 +78,21 @@ def open_state(state: Path) -> bytes:
         return path.read_bytes()
 
 
+def visit(config: Config) -> Station:
+    """The station of a state directory that a daemon has made, for commands that look at it or steer it.
+
+    Raises:
+        StorageError: if there is none.
+    """
+    try:
+        return Station(config, (config.state / "key").read_bytes())
+    except OSError as error:
+        raise StorageError(
+            f"{config.state} is no state directory that can be read ({error.strerror}): start the daemon once, or run "
+            "this as its user"
+        ) from error
+
+
 def claim(state: Path) -> int:
     """Lock the state directory for this daemon; the kernel frees it when the last process that holds it dies.
 

@@ -19,7 +19,8 @@ STATEMENTS = (
     "INSERT OR IGNORE INTO reports (id, sop, study, model, digest, content, result, current, created) "
     "VALUES ({n}, '5.{n}', '1.{n}', 'm', 'd', x'00', '', 1, 0)",
     "UPDATE reports SET current = 0 WHERE id = {n}",
-    "INSERT OR IGNORE INTO deliveries (id, report, destination, form, state) VALUES ({n}, {n}, 'pacs', 'sr', 'pending')",
+    "INSERT OR IGNORE INTO deliveries (id, report, destination, form, state) "
+    "VALUES ({n}, {n}, 'pacs', 'sr', 'pending')",
     "UPDATE deliveries SET state = 'delivered' WHERE id = {n}",
     "DELETE FROM instances WHERE id = {n}",
 )
