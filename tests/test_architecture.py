@@ -34,7 +34,7 @@ CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "ric
 ALLOWED = {
     "serve": {
         "numpy", "pydicom", "pynetdicom", "highdicom", "scipy", "tomli",
-        "argon2", "cryptography", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client",
+        "PIL", "argon2", "cryptography", "fhir", "hl7apy", "httpx", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client",
         "python_multipart", "starlette", "structlog", "uvicorn",
     },
     "runtime": {"numpy", "onnxruntime", "cuda"},

@@ -97,7 +97,7 @@ def _send(test: Cohort, port: int) -> int:
     import pydicom
 
     from hscc_edge.serve.config import Destination
-    from hscc_edge.serve.delivery import store
+    from hscc_edge.serve.storage_user import store
 
     daemon = Destination(ae_title="HSCC_EDGE", port=port)
     acknowledged = 0

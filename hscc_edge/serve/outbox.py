@@ -85,6 +85,13 @@ def awaiting(journal: Journal, destination: str, limit: int = 256) -> list[Deliv
     return [Delivery(*row) for row in rows]
 
 
+def any_awaiting(journal: Journal, items: Sequence[Delivery]) -> bool:
+    """Whether one of these is still without commitment."""
+    marks = ", ".join("?" * len(items))
+    query = f"SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = ? AND id IN ({marks}))"
+    return bool(journal.read(query, (STORED, *(item.id for item in items)))[0][0])
+
+
 def asked_as(journal: Journal, transaction_uid: str) -> list[Delivery]:
     """What one commitment request was about, and is not yet committed; a late answer to an old request counts too."""
     rows = journal.read(
@@ -92,11 +99,6 @@ def asked_as(journal: Journal, transaction_uid: str) -> list[Delivery]:
         (transaction_uid, DELIVERED),
     )
     return [Delivery(*row) for row in rows]
-
-
-def knows(journal: Journal, transaction_uid: str) -> bool:
-    """Whether a commitment request with this Transaction UID was ours."""
-    return bool(journal.read("SELECT 1 FROM asks WHERE transaction_uid = ? LIMIT 1", (transaction_uid,)))
 
 
 def delivered(journal: Journal, item: Delivery, kind: str = "sent") -> bool:
@@ -107,6 +109,7 @@ def delivered(journal: Journal, item: Delivery, kind: str = "sent") -> bool:
         db.execute(
             "UPDATE deliveries SET ended = ?, sent = COALESCE(sent, ?) WHERE id = ?", (*[time.time()] * 2, item.id)
         )
+        db.execute("DELETE FROM asks WHERE delivery = ?", (item.id,))
         note(db, item.study, kind, destination=item.destination, form=item.form)
     return True
 
@@ -158,7 +161,8 @@ def replace(journal: Journal, item: Delivery, sop: str, content: bytes, reason: 
 def bury(journal: Journal, item: Delivery, reason: str) -> None:
     """Make it a dead letter, which only a person can send again."""
     with journal.transaction() as db:
-        _set(db, item, DEAD, 0.0, reason)
+        if not _set(db, item, DEAD, 0.0, reason):
+            return
         db.execute("UPDATE deliveries SET ended = ? WHERE id = ?", (time.time(), item.id))
         note(db, item.study, "dead", destination=item.destination, form=item.form, reason=reason)
 
@@ -190,7 +194,8 @@ def _set(
     db: sqlite3.Connection, item: Delivery, state: str, next_tick: float, reason: str | None, *, counts: bool = True
 ) -> bool:
     changed = db.execute(
-        "UPDATE deliveries SET state = ?, next_tick = ?, reason = ?, attempts = attempts + ? WHERE id = ? AND state != ?",
+        "UPDATE deliveries SET state = ?, next_tick = ?, reason = ?, attempts = attempts + ? "
+        "WHERE id = ? AND state != ?",
         (state, next_tick, reason, int(counts), item.id, DELIVERED),
     )
     return changed.rowcount > 0

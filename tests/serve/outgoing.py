@@ -1,0 +1,114 @@
+"""An outbox with reports in it, made by the real report writer, and peers that take them well or badly."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pynetdicom import AE, evt
+
+from hscc_edge.bundle import Bundle, Code, Spec
+from hscc_edge.model.decision import Decision
+from hscc_edge.serve import outbox, studies
+from hscc_edge.serve.config import Config, Destination, ServedModel
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.report import Decided, next_report
+from hscc_edge.serve.station import Station, open_state
+
+FINDINGS = {"glioma": Code("393564001", "SCT", "Glioma"), "none": Code("281900007", "SCT", "No abnormality detected")}
+MR = "1.2.840.10008.5.1.4.1.1.4"
+QUICK = Destination(first_retry_s=0.02, last_retry_s=0.05, timeout_s=1.0, pause_s=0.1, attempts=3)
+
+
+def bundle(name: str = "brain", **changes: Any) -> Bundle:
+    """A bundle as far as reports need it."""
+    spec = Spec(
+        name=name, version=4, network={}, preprocess=[], decision={"unit": "study", "least_probability": 0.5},
+        head={"kind": "softmax", "labels": list(FINDINGS)}, findings=FINDINGS, site=Code("12738006", "SCT", "Brain"),
+        procedure=Code("30657-1", "LN", "MR Brain WO contrast"),
+    )  # fmt: skip
+    return Bundle(Path("/none"), replace(spec, **changes), "ab" * 32, {})
+
+
+def headers(study: str, count: int = 2) -> tuple[pydicom.Dataset, ...]:
+    """A study's headers with what a scanner would fill in."""
+    found = []
+    for number in range(1, count + 1):
+        image = pydicom.Dataset()
+        image.StudyInstanceUID, image.SeriesInstanceUID = study, f"{study}.1"
+        image.SOPClassUID, image.SOPInstanceUID = MR, f"{study}.1.{number}"
+        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = "P-77", "Doe^Jane", "19700102", "F"
+        image.AccessionNumber, image.StudyID, image.StudyDate, image.StudyTime = "A-1", "S-1", "20260102", "101500"
+        image.ReferringPhysicianName, image.Modality, image.Rows, image.Columns = "Who^Doctor", "MR", 64, 64
+        found.append(image)
+    return tuple(found)
+
+
+def decided(study: str = "1.2.3", label: str | None = "glioma", count: int = 2, reason: str | None = None) -> Decided:
+    """One case of a study."""
+    decision = Decision(label, (0.9, 0.1), count, reason)
+    return Decided(decision, headers(study, count), tuple(f"{study}-{number}" for number in range(count)))
+
+
+class Desk:
+    """A station of its own without processes, and reports put into its outbox."""
+
+    def __init__(self, root: Path, *destinations: Destination, **changes: Any) -> None:
+        config = Config(root / "state", (ServedModel(root, "brain"),), destinations, **changes)
+        self.station = Station(config, open_state(config.state))
+        self.journal: Journal = self.station.journal()
+
+    def report(self, study: str = "1.2.3", case: Decided | None = None) -> studies.NewReport | None:
+        """Put the next report on a study into the journal."""
+        with self.journal.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO studies (uid, key, first_byte, last_received, last_tick) VALUES (?, ?, 0, 0, 0)",
+                (study, self.station.who(study)),
+            )
+        found = next_report(
+            self.station.config, self.journal, study, "brain", bundle(), [case or decided(study)] if case != [] else []
+        )
+        studies.finish(self.journal, study, [], [found] if found else [])
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Deliveries by state."""
+        return outbox.counts(self.journal)
+
+    def reasons(self) -> list[str | None]:
+        """The reason of each delivery."""
+        return [row[0] for row in self.journal.read("SELECT reason FROM deliveries ORDER BY id")]
+
+
+@contextmanager
+def archive(
+    on_store: Callable[[Any], int] | None = None, classes: tuple[str, ...] = (), handlers: tuple[Any, ...] = ()
+) -> Iterator[tuple[int, list[pydicom.Dataset]]]:
+    """(port, what was stored) of a C-STORE provider that answers what `on_store` says."""
+    from pynetdicom import AllStoragePresentationContexts
+
+    kept: list[pydicom.Dataset] = []
+    lock = threading.Lock()
+
+    def store(event: Any) -> int:
+        status = on_store(event) if on_store else 0x0000
+        if status == 0x0000 or status & 0xF000 == 0xB000:
+            dataset = event.dataset
+            dataset.file_meta = event.file_meta
+            with lock:
+                kept.append(dataset)
+        return status
+
+    entity = AE(ae_title="ARCHIVE")
+    for context in AllStoragePresentationContexts:
+        if not classes or context.abstract_syntax in classes:
+            entity.add_supported_context(context.abstract_syntax)
+    entity.add_supported_context("1.2.840.10008.1.20.1")
+    server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store), *handlers])
+    try:
+        yield server.server_address[1], kept
+    finally:
+        server.shutdown()
