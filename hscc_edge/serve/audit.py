@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from hscc_edge import durable
@@ -174,6 +175,27 @@ def read(state: Path, key: bytes) -> Iterator[Line]:
                 mac, seq = line.mac, line.seq
 
 
+def tail(state: Path, key: bytes, most: int) -> list[Line]:
+    """The last lines of the newest file, oldest first, each compared with the one before; at most `LONGEST` bytes."""
+    try:
+        with (state / NAME).open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - LONGEST)
+            file.seek(begin)
+            lines = file.read(LONGEST).splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    lines = lines[1 if begin else 0 :]
+    found: list[Line] = []
+    for before, raw in pairwise(lines):
+        ends = MAC.search(before.rstrip(b"\n"))
+        mac = ends[1].decode() if ends else FIRST
+        seq = found[-1].seq if found else _read(NAME, before, chain_key(key), FIRST, 0).seq
+        found.append(_read(NAME, raw, chain_key(key), mac, seq))
+    if not begin and lines and len(files(state)) == 1:
+        found.insert(0, _read(NAME, lines[0], chain_key(key), FIRST, 0))
+    return found[-most:]
+
+
 def verify(state: Path, key: bytes, journal: Journal, most: int = 100) -> tuple[int, list[str]]:
     """(lines read, what is wrong): compares every line with the one before, and the last ones with the journal."""
     known, broken = head(journal, key), journal.fact("audit_broken")
@@ -191,12 +213,29 @@ def verify(state: Path, key: bytes, journal: Journal, most: int = 100) -> tuple[
     return number, faults[:most]
 
 
+def follow(state: Path, seq: int, end: int, limit: int = 1000) -> tuple[list[Line], int, int]:
+    """(lines after `seq`, the last one's number, where in its file it ends), unverified, for one who goes on reading.
+
+    Args:
+        end: where the line `seq` ends in its file; 0 to begin.
+    """
+    found: list[Line] = []
+    for path in _since(state, seq):
+        with path.open("rb") as file:
+            file.seek(end)
+            while len(found) < limit and (raw := file.readline(LONGEST)).endswith(b"\n"):
+                line = _parse(path.name, raw)
+                seq, end = (line.seq if line else seq + 1), file.tell()
+                found += [line] if line else []
+        if path.name != NAME and len(found) < limit:
+            end = 0
+    return found, seq, end
+
+
 def _read(name: str, raw: bytes, key: bytes, before: str, seq: int) -> Line:
     ends = MAC.search(raw.rstrip(b"\n")) if raw.endswith(b"\n") and raw.count(b"\n") == 1 else None
-    try:
-        content = json.loads(raw)
-        line = Line(name, int(content["seq"]), str(content["time"]), str(content["action"]), content["facts"], "")
-    except (ValueError, KeyError, TypeError):
+    line = _parse(name, raw)
+    if line is None:
         return Line(name, seq + 1, "", "", {}, FIRST, ("it is no line of the chain",))
     mac = ends[1].decode() if ends else FIRST
     faults = []
@@ -205,6 +244,15 @@ def _read(name: str, raw: bytes, key: bytes, before: str, seq: int) -> Line:
     if not ends or not hmac.compare_digest(bind(key, before, raw[: ends.start()]), mac):
         faults.append("it, or the line before it, is not what was written")
     return Line(name, line.seq, line.time, line.action, line.facts, mac, tuple(faults))
+
+
+def _parse(name: str, raw: bytes) -> Line | None:
+    try:
+        content = json.loads(raw)
+        facts = dict(content["facts"])
+        return Line(name, int(content["seq"]), str(content["time"]), str(content["action"]), facts, "")
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _clean(station: Station, value: object) -> object:

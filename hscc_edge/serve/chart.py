@@ -1,4 +1,4 @@
-"""Lines over time as inline SVG, drawn here since matplotlib is not on the device; its colours are the style sheet's."""
+"""Lines over time as inline SVG, drawn here since matplotlib is not on the device; colours are the style sheet's."""
 
 from __future__ import annotations
 

@@ -1,31 +1,59 @@
-"""Figures over time for the charts: how many, how fast, how sure; each from so many last rows and no more."""
+"""Charts of how many, how fast and how sure, each from so many last rows and no more."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hscc_edge.serve.chart import Line
+from hscc_edge.serve.chart import Limit, Line, draw
 from hscc_edge.serve.journal import Journal
 
 LAST = 2_000
 BINS = 40
 HOURS = 48
 MOST = 50_000
+MODELS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
-    """Lines of one chart, and how many rows they are of."""
+class Chart:
+    """A chart as a page shows it, drawn and as figures; where too little is there to draw, `empty` says so."""
 
+    title: str
+    unit: str
     lines: list[Line]
-    rows: int
+    note: str
+    limits: Sequence[Limit] = ()
+    empty: str = "Too little has been seen yet."
+
+    @property
+    def drawn(self) -> str:
+        """Inline SVG."""
+        return draw(self.title, self.unit, self.lines, self.limits)
+
+    @property
+    def figures(self) -> list[tuple[float, list[float | None]]]:
+        """(time, a value of each line), the last first."""
+        times = sorted({at for line in self.lines for at, _ in line.points}, reverse=True)
+        values = [dict(line.points) for line in self.lines]
+        return [(at, [known.get(at) for known in values]) for at in times]
 
 
-def studies_per_hour(journal: Journal) -> Trend:
+def charts(journal: Journal) -> list[Chart]:
+    """Every chart, those of each active bundle last."""
+    rows = journal.read("SELECT name, digest FROM models WHERE state = 'active' ORDER BY name LIMIT ?", (MODELS,))
+    return [
+        studies_per_hour(journal),
+        turnaround(journal),
+        *(make(journal, name, digest) for name, digest in rows for make in (latency, certainty)),
+    ]
+
+
+def studies_per_hour(journal: Journal) -> Chart:
     """Studies by the hour in which something of them came last."""
     hour = int(time.time() // 3600)
     counts = dict(
@@ -36,10 +64,10 @@ def studies_per_hour(journal: Journal) -> Trend:
         )
     )
     points = [(at * 3600.0, float(counts.get(at, 0))) for at in range(hour - HOURS + 1, hour + 1)]
-    return Trend([Line("studies", points)], sum(counts.values()))
+    return Chart("Studies an hour", "", [Line("studies", points)], f"{sum(counts.values())} in the last {HOURS} hours")
 
 
-def turnaround(journal: Journal) -> Trend:
+def turnaround(journal: Journal) -> Chart:
     """From a study's last byte to its report, and to the report's delivery, in seconds."""
     ended = "(SELECT MAX(d.ended) FROM deliveries AS d WHERE d.report = r.id AND d.state = 'delivered')"
     rows = journal.read(
@@ -51,10 +79,10 @@ def turnaround(journal: Journal) -> Trend:
     median, tail = _shares(rows, 1)
     delivered, _ = _shares([row for row in rows if row[2] is not None], 2)
     lines = [Line("report, median", median), Line("report, 95 %", tail), Line("delivered, median", delivered)]
-    return Trend(lines, len(rows))
+    return Chart("From the last byte to the result", "s", lines, _note(len(rows), "reports"))
 
 
-def latency(journal: Journal, digest: str) -> Trend:
+def latency(journal: Journal, name: str, digest: str) -> Chart:
     """A bundle's time of inference in milliseconds."""
     rows = journal.read(
         "SELECT time, latency_ms FROM observations WHERE digest = ? AND latency_ms IS NOT NULL "
@@ -62,7 +90,23 @@ def latency(journal: Journal, digest: str) -> Trend:
         (digest, LAST),
     )
     median, tail = _shares(rows, 1)
-    return Trend([Line("median", median), Line("95 %", tail)], len(rows))
+    lines = [Line("median", median), Line("95 %", tail)]
+    return Chart(f"Inference by {name}", "ms", lines, _note(len(rows), "cases"))
+
+
+def certainty(journal: Journal, name: str, digest: str) -> Chart:
+    """How probable the decided class was held to be."""
+    rows = journal.read(
+        "SELECT time, probabilities FROM observations WHERE digest = ? AND label IS NOT NULL ORDER BY id DESC LIMIT ?",
+        (digest, LAST),
+    )
+    median, _ = _shares([(at, max(json.loads(values), default=0.0)) for at, values in rows], 1)
+    lines = [Line("median", median)]
+    return Chart(f"Certainty of {name}", "", lines, f"{_note(len(rows), 'cases')}, probability of the decided class")
+
+
+def _note(count: int, of: str) -> str:
+    return f"the last {count} {of}, in parts of equal number"
 
 
 Points = list[tuple[float, float | None]]
