@@ -34,8 +34,8 @@ from hscc_edge.validate.machine import machine_facts
 with extra("workstation"):
     from torch import nn
 
-TRIES = 5
-CLOSE = 0.93
+TRIES = 8
+CLOSE = 0.95
 VERSION = layer_times.VERSION
 
 
@@ -183,8 +183,9 @@ def fit(
 ) -> Timed:
     """The plan of least predicted loss whose network, timed as a whole, is within a latency budget.
 
-    What the table's sum misses (layouts, lost fusions, the layers between) is added to the fixed part after each try;
-    at most TRIES networks are exported and timed; none where the table was timed on another machine.
+    What the table's sum misses (layouts, lost fusions, the layers between) is added to the fixed part for the next try,
+    but never so much or so little as was too much or too little before: then half way between. At most TRIES networks
+    are exported and timed; none where the table was timed on another machine.
 
     Raises:
         BudgetError: if no network within the budget was found.
@@ -195,6 +196,7 @@ def fit(
     if table.foreign:
         predicted = predicted_ms(timed, plan)
         return Timed(dataclasses.replace(plan, budget=str(budget)), predicted, None, None, table.dense_ms / predicted)
+    offset, slow, fast = 0.0, None, None
     for _ in range(TRIES):
         predicted = predicted_ms(timed, plan)
         dense_ms, network_ms = time_networks(dense, timed.build(plan), image, threads)
@@ -202,9 +204,13 @@ def fit(
         tried.append((plan, predicted, measured))
         if CLOSE * ceiling <= measured <= ceiling:
             break
-        timed = dataclasses.replace(timed, fixed_latency_ms=timed.fixed_latency_ms + measured - predicted)
+        slow, fast = (offset, fast) if measured > ceiling else (slow, offset)
+        offset = measured - predicted
+        if slow is not None and fast is not None and not slow < offset < fast:
+            offset = (slow + fast) / 2
+        shifted = dataclasses.replace(timed, fixed_latency_ms=timed.fixed_latency_ms + offset)
         try:
-            plan = timed.plan(inner)
+            plan = shifted.plan(inner)
         except BudgetError:
             break
     within = [item for item in tried if item[2] <= ceiling]
