@@ -15,11 +15,12 @@ from hscc_edge.serve.certificates import certificates
 from hscc_edge.serve.config import Config, Listener, Web
 from hscc_edge.serve.config_rules import is_loopback
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.words import span
 
 BAD, WARN, NOTE = "bad", "warn", "note"
 STALE_S = 20.0
 SILENT_S = 30.0
-STUBBORN = 3
+PATIENCE_S = 60.0
 ORDER = {BAD: 0, WARN: 1, NOTE: 2}
 
 
@@ -121,17 +122,19 @@ def _queue(config: Config, journal: Journal) -> Iterator[Alarm]:
 
 def _destinations(journal: Journal) -> Iterator[Alarm]:
     rows = journal.read(
-        "SELECT destination, COUNT(*), MAX(attempts) FROM (SELECT destination, attempts FROM deliveries "
-        "WHERE state IN ('pending', 'stored') LIMIT ?) GROUP BY 1 HAVING MAX(attempts) >= ?",
-        (views.MANY, STUBBORN),
+        "SELECT destination, COUNT(*), COUNT(reason), MIN(created), MAX(reason) FROM (SELECT d.destination, d.reason, "
+        "r.created FROM deliveries AS d JOIN reports AS r ON r.id = d.report WHERE d.state IN ('pending', 'stored') "
+        "LIMIT ?) GROUP BY 1",
+        (views.MANY,),
     )
-    for name, waiting, attempts in rows:
-        yield Alarm(
-            WARN,
-            f"{name} does not take results: {waiting} wait, after up to {attempts} tries",
-            "They are sent by themselves as soon as it answers.",
-            "/outbox",
-        )
+    for name, waiting, refused, oldest, reason in rows:
+        if refused and time.time() - oldest > PATIENCE_S:
+            yield Alarm(
+                WARN,
+                f"{name} does not take results: {waiting} wait, the oldest for {span(time.time() - oldest)} ({reason})",
+                "They are sent by themselves as soon as it answers.",
+                "/outbox",
+            )
 
 
 def _certificates(config: Config) -> Iterator[Alarm]:

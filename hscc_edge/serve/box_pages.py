@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from urllib.parse import quote
 
 from hscc_edge.errors import extra
 from hscc_edge.serve import audit, models, tallies, trends
+from hscc_edge.serve.alarms import read_status
 from hscc_edge.serve.certificates import certificates
 from hscc_edge.serve.comparison import Comparison, compare
 from hscc_edge.serve.config import Config, Listener, Web
@@ -99,27 +100,29 @@ def box(visit: Visit) -> Response:
         reserve=config.reserve_mib << 20,
         spool=tallies.by_state(journal, "spool_bytes"),
         journal_bytes=sum(path.stat().st_size for path in files if path.exists()),
-        doors=list(_doors(config)),
+        doors=list(_doors(config, read_status(config.state).get("ports", {}))),
         certificates=certificates(config),
         counters=journal.read("SELECT name, value FROM counters ORDER BY name LIMIT ?", (COUNTERS,)),
     )
 
 
-def _doors(config: Config) -> Iterator[Door]:
+def _doors(config: Config, ports: Mapping[str, int]) -> Iterator[Door]:
     dicom, web = config.dicom, config.web
     titles = f"AE titles {', '.join(dicom.allowed_ae)}" if dicom.allowed_ae else "any AE title"
     places = f" from {', '.join(dicom.allowed_addresses)}" if dicom.allowed_addresses else ""
-    yield _door("DICOM", dicom, f"{titles}{places}{_secured(dicom, ', with a certificate')}")
-    yield _door("HTTP", web, f"accounts{_secured(web, '')}")
+    yield _door("DICOM", dicom, ports.get("dicom"), f"{titles}{places}{_secured(dicom, ', with a certificate')}")
+    yield _door("HTTP", web, ports.get("web"), f"accounts{_secured(web, '')}")
     if web.stow:
         who = "programs with a token" if web.tokens is not None else "programs with a certificate"
-        yield _door("STOW-RS", web, who if web.tokens is not None or web.tls is not None else "any program")
+        yield _door(
+            "STOW-RS", web, ports.get("web"), who if web.tokens is not None or web.tls is not None else "any program"
+        )
     for number, item in enumerate(config.folder, start=1):
         yield Door(f"folder {number}", str(item.path), "whoever may write there", False)
 
 
-def _door(name: str, door: Listener | Web, who: str) -> Door:
-    return Door(name, f"{door.host}:{door.port}", who, door.tls is None and not is_loopback(door.host))
+def _door(name: str, door: Listener | Web, port: int | None, who: str) -> Door:
+    return Door(name, f"{door.host}:{port or door.port}", who, door.tls is None and not is_loopback(door.host))
 
 
 def _secured(door: Listener | Web, by: str) -> str:

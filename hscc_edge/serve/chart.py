@@ -12,17 +12,23 @@ from hscc_edge.errors import extra
 with extra("device"):
     from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 720, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 26
-DAY_S = 86_400.0
+WIDTH, HEIGHT = 480, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 14, 24
+MOST_DOTS = 24
+FORMS = (("%H:%M:%S", 600.0), ("%H:%M", 86_400.0), ("%m-%d %H:%M", 604_800.0), ("%Y-%m-%d", math.inf))
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: `points` are (seconds since 1970, value), in order of time; None breaks it."""
+    """One line: `points` are (seconds since 1970, value), in order of time; None breaks it.
+
+    Attributes:
+        bars: drawn as bars, for what is counted.
+    """
 
     name: str
     points: Sequence[tuple[float, float | None]]
+    bars: bool = False
 
     def values(self) -> list[float]:
         """What there is of it."""
@@ -53,12 +59,7 @@ def draw(title: str, unit: str, lines: Sequence[Line], limits: Sequence[Limit] =
             parts.append(f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
             parts.append(f'<text class="tick" {place}>{escape(limit.name)}</text>')
     for number, line in enumerate(lines, start=1):
-        parts.append(f'<path class="line line-{number}" d="{_path(line, scale)}"/>')
-        parts += [
-            f'<circle class="dot dot-{number}" cx="{scale.x(at):.1f}" cy="{scale.y(value):.1f}" r="2.5"/>'
-            for at, value in line.points
-            if value is not None and len(line.points) <= 60
-        ]
+        parts += _bars(line, scale) if line.bars else _line(line, scale, number)
     said = escape(f"{title}. {' '.join(_said(line, unit) for line in lines)}")
     body = "".join(parts)
     return Markup(f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {WIDTH} {HEIGHT}">{body}</svg>')
@@ -97,13 +98,32 @@ def _grid(scale: _Scale, unit: str) -> list[str]:
 
 def _dates(scale: _Scale) -> list[str]:
     length = scale.last - scale.first
-    form = "%H:%M" if length < DAY_S else "%m-%d %H:%M" if length < 7 * DAY_S else "%m-%d"
+    form = next(form for form, longest in FORMS if length < longest)
     parts = []
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         at = scale.first + share * (scale.last - scale.first)
         label = datetime.fromtimestamp(at).strftime(form)
         parts.append(f'<text class="tick" x="{scale.x(at):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{label}</text>')
     return parts
+
+
+def _bars(line: Line, scale: _Scale) -> list[str]:
+    step = (WIDTH - LEFT - RIGHT) / len(line.points)
+    return [
+        f'<rect class="bar" x="{LEFT + number * step + 0.6:.1f}" y="{scale.y(value):.1f}" '
+        f'width="{step - 1.2:.1f}" height="{scale.y(0.0) - scale.y(value):.1f}"/>'
+        for number, (_, value) in enumerate(line.points)
+        if value
+    ]
+
+
+def _line(line: Line, scale: _Scale, number: int) -> list[str]:
+    dots = [
+        f'<circle class="dot dot-{number}" cx="{scale.x(at):.1f}" cy="{scale.y(value):.1f}" r="2.2"/>'
+        for at, value in line.points
+        if value is not None and len(line.points) <= MOST_DOTS
+    ]
+    return [f'<path class="line line-{number}" d="{_path(line, scale)}"/>', *dots]
 
 
 def _path(line: Line, scale: _Scale) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri, rel_entr
 
 from hscc_edge.serve.journal import Journal
 
@@ -19,6 +23,7 @@ PAIRS = (
     "JOIN observations AS a ON a.study = c.study AND a.case_key = c.case_key AND a.digest = ? AND a.shadow = 0 "
     "JOIN studies AS s ON s.uid = c.study ORDER BY c.id DESC, a.id DESC"
 )
+FAILED = "SELECT COUNT(DISTINCT study) FROM observations WHERE digest = ? AND shadow = 1 AND failed IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +41,21 @@ class Comparison:
     """What the last cases that both saw say.
 
     Attributes:
-        agreement: share of cases with the same decision.
+        agreement: share of cases with the same decision; "no result" is one.
+        low, high: Wilson's interval of that share, 95 %.
+        flips: (the active model's label, the shadow's) -> cases, where they differ.
+        kl: mean divergence from the active model's probabilities to the shadow's, nats.
         difference: mean absolute difference of the probabilities of a case, the largest over its classes.
         latency_ms: medians of both, the active one's first; None if none was timed.
-        failed: cases on which the shadow gave nothing at all.
+        failed: studies on which the shadow gave nothing at all.
     """
 
     cases: int
     agreement: float
+    low: float
+    high: float
+    flips: Mapping[tuple[str, str], int]
+    kl: float
     difference: float
     latency_ms: tuple[float, float] | None
     failed: int
@@ -55,18 +67,43 @@ def compare(journal: Journal, active: str, shadow: str) -> Comparison:
     seen: dict[int, tuple[Any, ...]] = {}
     for row in journal.read(PAIRS, (shadow, LAST, active)):
         seen.setdefault(row[0], row)
-    rows = list(seen.values())
+    rows = [row for row in seen.values() if row[10] is None]
     unlike = [Unlike(row[3], row[2], _said(row[4], row[6]), _said(row[5], row[7])) for row in rows if row[4] != row[5]]
     differences = [_difference(row[6], row[7]) for row in rows]
+    low, high = wilson(len(rows) - len(unlike), len(rows)) if rows else (0.0, 1.0)
+    (failed,) = journal.read(FAILED, (shadow,))[0]
     timed = np.asarray([row[8:10] for row in rows if None not in row[8:10]], np.float64).reshape(-1, 2)
     return Comparison(
         cases=len(rows),
         agreement=1.0 - len(unlike) / max(1, len(rows)),
+        low=low,
+        high=high,
+        flips=Counter((row[4] or NOTHING, row[5] or NOTHING) for row in rows if row[4] != row[5]),
+        kl=float(np.mean([_kl(json.loads(row[6]), json.loads(row[7])) for row in rows])) if rows else 0.0,
         difference=float(np.mean(differences)) if differences else 0.0,
         latency_ms=(float(np.median(timed[:, 0])), float(np.median(timed[:, 1]))) if len(timed) else None,
-        failed=sum(row[10] is not None for row in rows),
+        failed=int(failed),
         unlike=unlike[:SHOWN],
     )
+
+
+def wilson(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (1927, JASA 22:209) of a share of `of` > 0 independent cases."""
+    z = float(ndtri((1 + level) / 2))
+    share, width = count / of, z * z / of
+    centre = (share + width / 2) / (1 + width)
+    half = math.sqrt(share * (1 - share) * width + width * width / 4) / (1 + width)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _kl(first: list[float], second: list[float]) -> float:
+    """From rounded probabilities, so that shares below a millionth count as that; 0 where there are none."""
+    if not first or len(first) != len(second):
+        return 0.0
+    p, q = (np.clip(np.asarray(values), 1e-6, 1 - 1e-6) for values in (first, second))
+    if math.isclose(sum(first), 1.0, abs_tol=1e-3):
+        return float(rel_entr(p / p.sum(), q / q.sum()).sum())
+    return float((rel_entr(p, q) + rel_entr(1 - p, 1 - q)).sum())
 
 
 def _said(label: str | None, probabilities: str) -> str:

@@ -37,9 +37,7 @@ PAGES = (
     ("/", "Now"), ("/studies", "Studies"), ("/outbox", "Outbox"), ("/models", "Models"), ("/charts", "Charts"),
     ("/box", "Box"), ("/audit", "Audit"),
 )  # fmt: skip
-NOBODY_YET = (
-    "No account has been made yet, and this door is open beyond this machine: make one with hscc-edge accounts add."
-)
+FILTERS = ("moment", "stamp", "ago", "span", "size", "number", "sop_class")
 Form = Mapping[str, list[str]]
 
 
@@ -59,9 +57,7 @@ class Desk:
             loader=PackageLoader("hscc_edge.serve"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        found.filters.update(
-            moment=words.moment, stamp=words.stamp, ago=words.ago, span=words.span, size=words.size, number=words.number
-        )
+        found.filters.update({name: getattr(words, name) for name in FILTERS})
         found.globals.update(STATES=words.STATES, PRIORITIES=words.PRIORITIES, DOORS=words.DOORS, PAGES=PAGES)
         return found
 

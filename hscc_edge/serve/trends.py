@@ -64,7 +64,9 @@ def studies_per_hour(journal: Journal) -> Chart:
         )
     )
     points = [(at * 3600.0, float(counts.get(at, 0))) for at in range(hour - HOURS + 1, hour + 1)]
-    return Chart("Studies an hour", "", [Line("studies", points)], f"{sum(counts.values())} in the last {HOURS} hours")
+    return Chart(
+        "Studies an hour", "", [Line("studies", points, bars=True)], f"{sum(counts.values())} in the last {HOURS} hours"
+    )
 
 
 def turnaround(journal: Journal) -> Chart:
@@ -117,7 +119,7 @@ def _shares(rows: Sequence[tuple[float, ...]], column: int) -> tuple[Points, Poi
     if not rows:
         return [], []
     ordered = np.asarray(sorted((row[0], row[column]) for row in rows), np.float64)
-    parts = np.array_split(ordered, min(BINS, max(1, len(ordered) // 5)))
+    parts = np.array_split(ordered, min(BINS, max(1, len(ordered) // 3)))
     at = [float(part[:, 0].mean()) for part in parts]
     median, tail = ([float(np.percentile(part[:, 1], share)) for part in parts] for share in (50, 95))
     return list(zip(at, median, strict=True)), list(zip(at, tail, strict=True))

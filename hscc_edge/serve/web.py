@@ -159,7 +159,7 @@ def _refusal(station: Station, request: Request) -> Response | None:
     web = station.config.web
     if is_loopback(web.host) and not _is_own_name(request.headers.get("host", ""), web.host):
         return PlainTextResponse("this address is not the box's own\n", 421)  # a name that was bound to 127.0.0.1
-    if not request.url.path.startswith(PROGRAMS) or request.scope.get("certified"):
+    if not request.scope["path"].startswith(PROGRAMS) or request.scope.get("certified"):
         return None
     if web.tokens is None:
         return PlainTextResponse("a client certificate is needed\n", 403) if web.tls is not None else None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydicom.uid import UID
+
 from hscc_edge.serve.timeline import Event
 
 # state -> (word, look); a look is a class of the style sheet, and never the only way to tell.
@@ -116,6 +118,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return ""
+
+
+def sop_class(uid: str) -> str:
+    """A standard SOP class by its name, any other as "private": its UID may tell whose it is."""
+    name = UID(uid).name
+    return "private SOP class" if name == uid else name.removesuffix(" Storage").removesuffix(" Image")
 
 
 def number(count: float) -> str:
