@@ -50,6 +50,8 @@ class Daemon:
         self.path, self.config = path, read_config(path)
         key = open_state(self.config.state)
         self._lock = claim(self.config.state)
+        for draft in self.config.state.glob(f".{STATUS}.*"):  # of a daemon that was killed while it wrote
+            draft.unlink(missing_ok=True)
         self.station = Station(self.config, key)
         journal = self.station.journal()
         try:
@@ -155,7 +157,7 @@ class Daemon:
 
     def _write_status(self, supervisor: Supervisor) -> None:
         durable.write_json(
-            self.config.state / "daemon.json",
+            self.config.state / STATUS,
             {
                 "port": self._ports()["dicom"],
                 "ports": self._ports(),

@@ -70,7 +70,9 @@ def open_state(state: Path) -> bytes:
         StorageError: if it cannot be written.
     """
     with durable.storage(state):
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not state.exists():
+            state.mkdir(mode=0o700, parents=True)
+            durable.sync_directory(state.parent)
         os.chmod(state, 0o700)
         path = state / "key"
         if not path.exists():
