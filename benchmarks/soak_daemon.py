@@ -1,0 +1,202 @@
+"""The daemon under test, started many times cheaply: one process imports everything, then forks a daemon a start.
+
+What it forks is `hscc-edge serve CONFIG` in a session of its own; only the imports are shared between the starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = """
+state = "state"
+reserve_mib = 1
+[[model]]
+bundle = "{bundle}"
+[study]
+quiet_s = 0.3
+[[route]]
+when = {{ Modality = ["MR"] }}
+[dicom]
+port = 0
+processes = 2
+idle_s = 10.0
+[[destination]]
+ae_title = "ARCHIVE"
+host = "127.0.0.1"
+port = {port}
+first_retry_s = 0.1
+last_retry_s = 0.4
+timeout_s = 2.0
+pause_s = 0.5
+attempts = 100000
+{more}
+"""
+START_S = 60.0
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+class Refused(Exception):
+    """The daemon ended before it opened a port; the message is the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One life of the daemon.
+
+    Attributes:
+        pid: of its supervisor, and of its process group.
+        processes: name -> pid, as they were at the start.
+    """
+
+    pid: int
+    port: int
+    processes: Mapping[str, int]
+
+    def is_alive(self) -> bool:
+        """Whether any process of the group is left."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait_for_death(self, seconds: float) -> bool:
+        """Whether the whole group is gone within that time."""
+        deadline = time.monotonic() + seconds
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def kill(self) -> None:
+        """kill -9 of everything."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        if not self.wait_for_death(30):
+            raise RuntimeError(f"process group {self.pid} outlives its SIGKILL")
+
+    def kill_one(self, name: str, choice: random.Random) -> bool:
+        """kill -9 of one process or one of its descendants; the supervisor takes the others with it."""
+        pid = self.pid if name == "supervisor" else self.processes[name]
+        family = [pid] if name == "supervisor" else [pid, *_descendants(pid)]
+        try:
+            os.kill(choice.choice(family), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [item for child in children for item in (child, *_descendants(child))]
+
+
+class Station:
+    """A state directory with its configuration; starts daemons on it."""
+
+    def __init__(self, root: Path, bundle: Path, archive_port: int, more: str, environment: Mapping[str, str]) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.state, self.config, self.log = root / "state", root / "serve.toml", root / "daemon.log"
+        self.config.write_text(CONFIG.format(bundle=bundle.resolve(), port=archive_port, more=more))
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment},
+        )
+
+    def start(self, crash: str = "") -> Running:
+        """A daemon that has opened its port. `crash` is NAME:COUNT of hscc_edge/serve/crash.py.
+
+        Raises:
+            Refused: if it ended before.
+        """
+        assert self._process.stdin and self._process.stdout
+        words = {"config": str(self.config), "log": str(self.log), "crash": crash}
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            try:
+                found = json.loads((self.state / "daemon.json").read_text())
+            except (OSError, ValueError):
+                found = {"pid": None}
+            if found["pid"] == pid:
+                return Running(pid, found["port"], {name: row["pid"] for name, row in found["processes"].items()})
+            if not _lives(pid):
+                break
+            time.sleep(0.02)
+        Running(pid, 0, {}).kill()
+        raise Refused(self.log.read_text()[-2000:])
+
+    def close(self) -> None:
+        """End the process that forks."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _serve(words: Mapping[str, str]) -> None:
+    """The forked process: a session of its own, its own log, then the verb."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+    log = os.open(words["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for old, new in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(old, new)
+    os.environ["HSCC_EDGE_CRASH"] = words["crash"]
+    importlib.reload(sys.modules["hscc_edge.serve.crash"])
+    from typer.main import get_command
+
+    from hscc_edge.cli import app
+
+    try:
+        get_command(app).main(["serve", words["config"]], standalone_mode=False)
+    except BaseException as error:  # this process must never return into the loop of the one that forked it
+        print(f"refused: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    os._exit(0)
+
+
+def main() -> None:
+    """Fork a daemon a line of standard input, print its pid, until standard input ends."""
+    for name in ("highdicom", "onnxruntime", "hscc_edge.cli.serve", "hscc_edge.serve.daemon", "hscc_edge.serve.crash"):
+        importlib.import_module(name)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed supervisor end here
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while line := sys.stdin.readline():
+        pid = os.fork()
+        if pid == 0:
+            _serve(json.loads(line))
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()
