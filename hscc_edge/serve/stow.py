@@ -17,14 +17,12 @@ from typing import Any
 
 from pydicom.uid import AllTransferSyntaxes
 
-from hscc_edge.errors import ConfigError, DicomError, extra
+from hscc_edge.errors import DicomError, extra
 from hscc_edge.serve import contexts
 from hscc_edge.serve.admission import NO_RESOURCES, SUCCESS, Admission, Verdict
-from hscc_edge.serve.config_rules import is_loopback
 from hscc_edge.serve.content import IDENTIFIERS, Headers, are_uids, read_headers
 from hscc_edge.serve.multipart import Part, Parts, TooLargeError, boundary_of
 from hscc_edge.serve.station import Station
-from hscc_edge.serve.tokens import bearer, read_tokens
 
 with extra("device"):
     from starlette.concurrency import run_in_threadpool
@@ -72,7 +70,7 @@ class _Door:
 
     async def store(self, request: Request) -> Response:
         """Take a request's instances in."""
-        refusal = self._stranger(request) or self._unfit(request)
+        refusal = self._unfit(request)
         if refusal is not None:
             LOG.warning("event=stow_refused status=%d", refusal.status_code)
             return refusal
@@ -160,25 +158,10 @@ class _Door:
             raise OSError(errno.ENOSPC, "below the reserve")
         return self._spool.draft()
 
-    def _stranger(self, request: Request) -> Response | None:
-        """A refusal for who may not send: see [web] tokens, tls and insecure."""
-        web = self._config.web
-        if web.tokens is not None:
-            try:
-                known = bearer(read_tokens(web.tokens), request.headers.get("authorization"))
-            except ConfigError as error:
-                LOG.error("event=tokens_unreadable reason=%s", error)
-                known = None
-            if known is None:
-                return _refuse(401, "a bearer token is needed", {"WWW-Authenticate": 'Bearer realm="hscc-edge"'})
-        elif web.tls is None and "origin" in request.headers:
-            return _refuse(403, "a web page may not send here: set tokens in [web]")
-        elif web.tls is None and not web.insecure and not is_loopback(web.host):
-            return _refuse(403, "this door needs [web.tls], tokens or insecure = true")
-        return None
-
     def _unfit(self, request: Request) -> Response | None:
-        """A refusal by the headers alone."""
+        """A refusal by the headers alone; whether the sender may send was asked before, in `web`."""
+        if "origin" in request.headers and self._config.web.tokens is None:
+            return _refuse(403, "a web page may not send here: set tokens in [web]")
         if boundary_of(request.headers.get("content-type", "")) is None:
             return _refuse(415, 'expected multipart/related; type="application/dicom" with a boundary')
         if not _takes_json(request.headers.get("accept", "*/*")):

@@ -15,10 +15,8 @@ from box import wait_for
 from dicomweb_client.api import DICOMwebClient
 from orthanc_dicomweb import orthanc
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
-from hscc_edge.serve import stow
+from hscc_edge.serve import connections, web
 from hscc_edge.serve.config import Config, Listener, Tls, Web
 from hscc_edge.serve.multipart import Parts
 from hscc_edge.serve.station import Station, open_state
@@ -28,21 +26,26 @@ KIND = 'multipart/related; type="application/dicom"; boundary=line'
 
 
 @contextmanager
-def serving(root, ssl_options=None, **settings):
-    """A STOW-RS door on a socket; yields (station, URL)."""
-    config = Config(state=root / "state", model=(), **{"reserve_mib": 1, **settings})
+def serving(root, **settings):
+    """The HTTP door on a socket; yields (station, URL of STOW-RS)."""
+    config = Config(state=root / "state", model=(), **{"reserve_mib": 1, "web": Web(stow=True), **settings})
     station = Station(config, open_state(config.state))
-    app = Starlette(routes=[Mount("/dicom-web", routes=stow.routes(station))])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", **(ssl_options or {})))
+    app, protocol = web.application(station), connections.guarded_protocol
+    options = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off")
+    options.load()
+    if config.web.tls is not None:
+        options.ssl = web.server_context(config.web.tls)
+    server = uvicorn.Server(options)
     with socket.create_server(("127.0.0.1", 0)) as door:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
-        scheme = "https" if ssl_options else "http"
+        scheme = "http" if config.web.tls is None else "https"
         try:
             yield station, f"{scheme}://127.0.0.1:{door.getsockname()[1]}/dicom-web"
         finally:
             server.should_exit = True
             thread.join()
+            app.state.desk.close()
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def post(url: str, content: bytes, **headers: str) -> httpx.Response:
 def begun(url: str, content: bytes, announced: int):
     """A connection on which a request was begun that announces more than was sent."""
     host, port = url.split("/")[2].split(":")
-    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Type: {KIND}\r\nContent-Length: {announced}\r\n"
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {KIND}\r\nContent-Length: {announced}\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + b"\r\n" + content)
         yield client
@@ -191,12 +194,7 @@ def test_a_body_that_breaks_off_keeps_nothing(door, files):
     station, url = door
     whole = body(files[0].read_bytes(), files[1].read_bytes())
     assert post(url, whole[:-10]).status_code == 400
-    host, port = url.split("/")[2].split(":")
-    head = (
-        f"POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Type: {KIND}\r\nContent-Length: {len(whole)}\r\n\r\n"
-    )
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(head.encode() + whole[:-100])
+    with begun(url, whole[:-100], len(whole)):
         assert wait_for(lambda: len(left_behind(station)) == 2)
     assert wait_for(lambda: not left_behind(station))
     assert not rows(station)
@@ -228,7 +226,7 @@ def test_a_token_opens_until_it_is_taken_back(tmp_path, files):
     token = add_token(tokens, "scanner")
     assert token not in tokens.read_text()
     content = body(files[0].read_bytes())
-    with serving(tmp_path, web=Web(tokens=tokens)) as (_, url):
+    with serving(tmp_path, web=Web(stow=True, tokens=tokens)) as (_, url):
         refused = post(url, content)
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer realm="hscc-edge"')
         assert post(url, content, Authorization=f"Bearer {token}x").status_code == 401
@@ -247,16 +245,12 @@ def test_mutual_tls_opens_without_a_token(tmp_path, files):
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
-    options = {
-        "ssl_certfile": certificate, "ssl_keyfile": key, "ssl_ca_certs": str(certificate),
-        "ssl_cert_reqs": ssl.CERT_REQUIRED,
-    }  # fmt: skip
-    web = Web(tls=Tls(certificate, key, certificate))
-    with serving(tmp_path, options, web=web) as (station, url):
+    tls = Tls(certificate, key, certificate)
+    with serving(tmp_path, web=Web(stow=True, tls=tls)) as (station, url):
         context = ssl.create_default_context(cafile=str(certificate))
         request = {"content": body(files[0].read_bytes()), "headers": {"Content-Type": KIND}}
-        with pytest.raises(httpx.TransportError), httpx.Client(verify=context, trust_env=False) as stranger:
-            stranger.post(f"{url}/studies", **request)
+        with httpx.Client(verify=context, trust_env=False) as stranger:
+            assert stranger.post(f"{url}/studies", **request).status_code == 403
         context.load_cert_chain(certificate, key)
         with httpx.Client(verify=context, trust_env=False) as known:
             assert known.post(f"{url}/studies", **request).status_code == 200
