@@ -22,6 +22,7 @@ from hscc_edge.cli import (
     export,
     flips,
     imported,
+    models,
     packages,
     robustness,
     serve,
@@ -77,6 +78,7 @@ app.command()(verify.verify)
 app.command()(packages.packages)
 app.command()(bench.bench)
 app.command()(serve.serve)
+app.add_typer(models.app, name="models")
 app.add_typer(accounts.app, name="accounts")
 app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -30,12 +30,15 @@ def calibrate(
 ) -> None:
     """Fit a temperature, and a limit beyond which a case gets no decision, on a split that is not tested on.
 
+    How the split's cases look is kept in the bundle too, for a device to see by what its own studies are unlike them.
     A bundle compressed from this one does not inherit them: fit again.
 
     Example: hscc-edge calibrate small --cohort cohort --split val --false-alarms 1
     """
     from hscc_edge.bundle import read_bundle, rewrite
     from hscc_edge.data.cohort import read_cohort
+    from hscc_edge.runtime import open_runtime
+    from hscc_edge.validate.drift import DRIFT, familiar
     from hscc_edge.validate.fitting import fit
 
     if false_alarms is not None and not 0 < false_alarms < 100:
@@ -43,13 +46,18 @@ def calibrate(
     if not temperature and false_alarms is None:
         raise InputError("nothing to fit was named: leave --no-temperature out, or give --false-alarms")
     output, part, found = Output(as_json), read_cohort(cohort).select(split), read_bundle(bundle)
-    with output.progress("calibrate", len(part.instances) * (1 if false_alarms is None else 2)) as advance:
+    with output.progress("calibrate", len(part.instances) * (2 if false_alarms is None else 3)) as advance:
         share = None if false_alarms is None else false_alarms / 100
         fitted = fit(found, part, with_temperature=temperature, false_alarms=share, progress=advance)
-    content = (json.dumps(fitted.to_json(), indent=2, allow_nan=False) + "\n").encode()
-    written = rewrite(found, {REPORT: content}, decision=fitted.decision)
+        looks = familiar(found, fitted.decision, open_runtime(found), part, advance)
+    files = {REPORT: _json(fitted.to_json()), DRIFT: _json(looks.to_json())}
+    written = rewrite(found, files, decision=fitted.decision)
     _show(output, fitted, split)
     output.result({"bundle": str(written.root), "digest": written.digest, **fitted.to_json()})
+
+
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _show(output: Output, fitted: Fitted, split: str) -> None:

@@ -23,9 +23,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from hscc_edge.bundle import Bundle
 from hscc_edge.errors import EngineError, HsccError
-from hscc_edge.runtime.startup import Started
-from hscc_edge.serve.station import die_with_parent
+from hscc_edge.runtime.startup import Started, timed_open
+from hscc_edge.serve.station import Station, die_with_parent
 
 ANSWER = struct.Struct("<BdI")  # whether it went well, seconds, bytes that follow
 ASK = struct.Struct("<I")
@@ -213,6 +214,17 @@ class Inference:
                 _tell(answers, 0.0, _words(error), fine=False)
                 continue
             _tell(answers, time.perf_counter() - begun, logits.tobytes())
+
+
+def inference_of(station: Station, bundle: Bundle) -> Inference:
+    """A bundle's network as the configuration's `[work]` asks for it, not started yet."""
+    wanted = station.config.work
+
+    def opening() -> Started:
+        return timed_open(bundle, wanted.runtime, precision=wanted.precision, threads=wanted.threads)
+
+    confines = Confines(wanted.timeout_s, wanted.memory_mib)
+    return Inference(opening, bundle.spec.input_shape, wanted.batch, confines, station.beat)
 
 
 def _live(inference: Inference, parent: int, asks: int, answers: int) -> NoReturn:

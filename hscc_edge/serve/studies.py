@@ -65,16 +65,18 @@ class StaleReport(Exception):
 def due(journal: Journal, quiet_s: float, *, on_release: bool = False, limit: int = 64) -> list[Due]:
     """Studies with instances to work on of which all seems to be there: stat first, then the longest waiting.
 
-    That is so when nothing came for `quiet_s`, or as many instances are here as its headers announced, or
-    (`on_release`) the association that sent it was released.
+    Those on which work began and did not end come last of their priority. All seems to be there when
+    nothing came for `quiet_s`, or as many instances are here as its headers announced, or (`on_release`) the
+    association that sent it was released.
     """
     now = ticks()
     rows = journal.read(
         "SELECT uid, key, priority, attempts, crashes, "
-        "(SELECT COUNT(*) FROM instances WHERE study = uid AND state = ?) FROM studies WHERE uid IN (SELECT DISTINCT study FROM instances WHERE state = 'received') "
+        "(SELECT COUNT(*) FROM instances WHERE study = uid AND state = ?) FROM studies "
+        "WHERE uid IN (SELECT DISTINCT study FROM instances WHERE state = 'received') "
         "AND not_before <= ? AND (last_tick <= ? OR (released AND ?) OR "
         "(SELECT COUNT(*) FROM instances WHERE study = uid AND state != ?) >= expected) "
-        "ORDER BY priority DESC, last_tick LIMIT ?",
+        "ORDER BY priority DESC, attempts + crashes > 0, last_tick LIMIT ?",
         (RECEIVED, now, now - quiet_s, on_release, CONFLICT, limit),
     )
     return [Due(*row) for row in rows]
