@@ -27,6 +27,7 @@ from hscc_edge.serve.supervisor import Role, Supervisor
 
 LOG = logging.getLogger(__name__)
 BACKLOG = 128
+STATUS = "daemon.json"
 MOST_INTAKES = 4
 
 
