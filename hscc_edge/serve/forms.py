@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hscc_edge.serve.config import KIND_FORMS, Config, Destination
+from hscc_edge.serve.fhir import fhir_report
+from hscc_edge.serve.key_object import key_object
+from hscc_edge.serve.oru import oru
 from hscc_edge.serve.outbox import NewDelivery
 from hscc_edge.serve.result import Result, read_result
+from hscc_edge.serve.secondary_capture import secondary_capture
 from hscc_edge.serve.sr import enhanced, file_of
-
-DICOM = "application/dicom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ def _enhanced(result: Result) -> Made:
 FORMS: dict[str, Callable[[Result], Made]] = {
     "comprehensive-3d-sr": _comprehensive,
     "enhanced-sr": _enhanced,
+    "secondary-capture": lambda result: Made(*secondary_capture(result)),
+    "key-object": lambda result: Made(*key_object(result)),
+    "hl7-oru": lambda result: Made(None, oru(result)),
+    "fhir-report": lambda result: Made(None, fhir_report(result)),
 }
 
 

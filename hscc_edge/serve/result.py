@@ -21,14 +21,14 @@ class Case:
     """One measurement group: a finding with the probability of each class, or none and the reason.
 
     Attributes:
-        probabilities: (what it is the probability of, 0 to 1).
+        probabilities: ("probability of" a finding, 0 to 1).
         images: (SOP Class UID, SOP Instance UID) of the images that it is about.
     """
 
     finding: Code | None
     reason: Code | None
     site: Code
-    probabilities: tuple[tuple[str, float], ...]
+    probabilities: tuple[tuple[Code, float], ...]
     images: tuple[tuple[str, str], ...] = field(repr=False)
 
     @property
@@ -72,7 +72,7 @@ class Result:
                 found.append(f"{name}no result: {case.reason.meaning if case.reason else 'not stated'}")
                 continue
             found.append(f"{name}{case.finding.meaning}, {case.site.meaning}")
-            found += [f"  {what}: {value:.3f}" for what, value in case.probabilities]
+            found += [f"  {what.meaning}: {value:.3f}" for what, value in case.probabilities]
         return [*found, f"Model {self.model}, {self.version[:12]}"]
 
 
@@ -128,7 +128,7 @@ def _case(group: pydicom.Dataset) -> Case:
         site=codes[SITE],
         probabilities=tuple(
             (
-                str(item.ConceptNameCodeSequence[0].CodeMeaning),
+                _code(item.ConceptNameCodeSequence[0]),
                 float(item.MeasuredValueSequence[0].NumericValue),
             )
             for _, item in named

@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import pydicom
 from pydicom.sr.codedict import codes
@@ -19,9 +20,9 @@ from pydicom.uid import UID, EnhancedSRStorage
 from hscc_edge import __version__
 from hscc_edge.bundle import Bundle, Code
 from hscc_edge.data.preprocess import REVISION
-from hscc_edge.errors import extra
+from hscc_edge.errors import BundleError, extra
 from hscc_edge.model.decision import Decision
-from hscc_edge.serve.evaluation import CODING_SCHEME, evaluations, probability_of, why
+from hscc_edge.serve.evaluation import CODING_SCHEME, LONGEST_VALUE, evaluations, probability_of, why
 from hscc_edge.serve.result import FINDING, groups, references
 
 with extra("device"):
@@ -143,6 +144,37 @@ def file_of(dataset: pydicom.Dataset) -> bytes:
     buffer = BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def header_of(report: pydicom.Dataset) -> dict[str, Any]:
+    """Patient and study of a report, under the names that highdicom's constructors have for them."""
+    names = {
+        "patient_id": "PatientID", "patient_name": "PatientName", "patient_birth_date": "PatientBirthDate",
+        "patient_sex": "PatientSex", "accession_number": "AccessionNumber", "study_id": "StudyID",
+        "study_date": "StudyDate", "study_time": "StudyTime", "referring_physician_name": "ReferringPhysicianName",
+    }  # fmt: skip
+    return {name: report.get(keyword) or None for name, keyword in names.items()}
+
+
+def check_codes(bundle: Bundle) -> None:
+    """Hold that a bundle says what its findings, site and procedure are called in a report.
+
+    Raises:
+        BundleError: if one is missing, or is no code.
+    """
+    spec = bundle.spec
+    wanted = {f"the finding of {label!r}": spec.findings.get(label) for label in spec.labels}
+    for what, code in {**wanted, "the site": spec.site, "the procedure": spec.procedure}.items():
+        if code is None or not all(part.strip() for part in (code.value, code.scheme, code.meaning)):
+            raise BundleError(
+                f"the bundle {bundle.root} has no code for {what}: expected value, scheme and meaning; name them in "
+                "the recipe, and make the bundle anew"
+            )
+        if len(code.value) > LONGEST_VALUE or len(code.scheme) > LONGEST_VALUE:
+            raise BundleError(
+                f"the bundle {bundle.root} has the code {code.value!r} ({code.scheme}) for {what}: expected at most "
+                f"{LONGEST_VALUE} characters each (PS3.5 section 6.2)"
+            )
 
 
 def evidence_of(report: pydicom.Dataset) -> list[pydicom.Dataset]:
