@@ -1,0 +1,70 @@
+"""An audit repository for the tests: a real TLS server that takes RFC 5425 frames from clients of its authority."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from hscc_edge.serve.config import Tls
+
+
+class Receiver:
+    """What a repository got, and whether it goes on reading."""
+
+    def __init__(self, tls: Tls, port: int = 0) -> None:
+        self.messages: list[bytes] = []
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.authorities)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._context.load_cert_chain(tls.certificate, tls.key)
+        self._door = socket.create_server(("127.0.0.1", port))
+        self.port = self._door.getsockname()[1]
+        self._clients: list[ssl.SSLSocket] = []
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hang up on everybody, as a machine that loses its power does not even do."""
+        self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+        for client in self._clients:
+            with suppress(OSError):
+                socket.socket.shutdown(client, socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                plain, _ = self._door.accept()
+            except OSError:
+                return
+            try:
+                client = self._context.wrap_socket(plain, server_side=True)
+            except (ssl.SSLError, OSError):
+                plain.close()
+                continue
+            self._clients.append(client)
+            with suppress(OSError):
+                self._read(client)
+            client.close()
+
+    def _read(self, client: ssl.SSLSocket) -> None:
+        buffer = b""
+        while got := client.recv(65536):
+            buffer += got
+            while b" " in buffer[:12]:
+                length, _, rest = buffer.partition(b" ")
+                if len(rest) < int(length):
+                    break
+                self.messages.append(rest[: int(length)])
+                buffer = rest[int(length) :]
+
+
+@contextmanager
+def receiving(tls: Tls, port: int = 0) -> Iterator[Receiver]:
+    """A repository that is closed in the end."""
+    receiver = Receiver(tls, port)
+    try:
+        yield receiver
+    finally:
+        receiver.close()
