@@ -22,7 +22,7 @@ from hscc_edge.serve.commitment import ask, sop_class_of
 from hscc_edge.serve.config import Destination
 from hscc_edge.serve.crash import crash_point
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.outcome import TAKEN, UNANSWERED, UNSUPPORTED, Outcome
+from hscc_edge.serve.outcome import TAKEN, UNANSWERED, UNREACHABLE, UNSUPPORTED, Outcome
 from hscc_edge.serve.sinks import SINKS, Outcomes
 from hscc_edge.serve.sr import enhanced
 from hscc_edge.serve.station import Station
@@ -132,6 +132,8 @@ class Courier:
     def _next(self, outcomes: Outcomes) -> Outcome | None:
         try:
             return next(outcomes, None)
+        except (HsccError, OSError) as error:  # a certificate or a token that is not there
+            return Outcome(UNREACHABLE, type(error).__name__)
         except Exception as error:  # whatever a library throws at an answer; the object's attempts are counted
             return Outcome(UNANSWERED, type(error).__name__)
 

@@ -40,7 +40,12 @@ def headers(study: str, count: int = 2) -> tuple[pydicom.Dataset, ...]:
         image = pydicom.Dataset()
         image.StudyInstanceUID, image.SeriesInstanceUID = study, f"{study}.1"
         image.SOPClassUID, image.SOPInstanceUID = MR, f"{study}.1.{number}"
-        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = "P-77", "Doe^Jane", "19700102", "F"
+        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = (
+            "P-77",
+            "Doe^Jane",
+            "19700102",
+            "F",
+        )
         image.AccessionNumber, image.StudyID, image.StudyDate, image.StudyTime = "A-1", "S-1", "20260102", "101500"
         image.ReferringPhysicianName, image.Modality, image.Rows, image.Columns = "Who^Doctor", "MR", 64, 64
         found.append(image)
