@@ -35,10 +35,12 @@ CREATE TABLE IF NOT EXISTS instances (
     state TEXT NOT NULL, reason TEXT, received REAL NOT NULL, removed REAL, UNIQUE (sop, digest));
 CREATE INDEX IF NOT EXISTS instances_study ON instances (study, state);
 CREATE INDEX IF NOT EXISTS instances_open ON instances (study) WHERE state = 'received';
+CREATE INDEX IF NOT EXISTS instances_kept ON instances (received) WHERE removed IS NULL;
 CREATE TABLE IF NOT EXISTS reports (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL REFERENCES studies, model TEXT NOT NULL,
     digest TEXT NOT NULL, content BLOB NOT NULL, result TEXT NOT NULL, predecessor TEXT, current INTEGER NOT NULL,
     recalled INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS reports_study ON reports (study);
 CREATE UNIQUE INDEX IF NOT EXISTS one_current_report ON reports (study, model) WHERE current = 1;
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY, report INTEGER NOT NULL REFERENCES reports, destination TEXT NOT NULL, form TEXT NOT NULL,

@@ -120,14 +120,12 @@ def outgoing(visit: Visit) -> Response:
 
 def redrive(visit: Visit) -> Response:
     """Send dead letters again: those that were ticked, or all."""
-    chosen = (
-        views.dead_ids(visit.journal)
-        if visit.given("all")
-        else [number(text, int) for text in visit.form.get("id", [])]
-    )
-    if not chosen:
+    ticked = [number(text, int) for text in visit.form.get("id", [])]
+    chosen = None if visit.given("all") else [item for item in ticked if item is not None]
+    if chosen == []:
         raise HTTPException(400, "Tick at least one dead letter.")
-    audit(visit.desk.station, "redrive", account=visit.session.account, chosen=len(chosen))
+    told = len(chosen) if chosen is not None else "all"
+    audit(visit.desk.station, "redrive", account=visit.session.account, chosen=told)
     count = outbox.redrive(visit.journal, chosen)
     LOG.info("event=redriven count=%d by=dashboard", count)
     return RedirectResponse(f"/outbox?done={count}", 303)

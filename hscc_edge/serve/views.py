@@ -9,6 +9,7 @@ from typing import Any
 
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.tallies import by_state
 
 PAGE, FEW = 50, 10
 WINDOW, WINDOWS = 5_000, 10
@@ -30,12 +31,12 @@ STUDY = (
     f"{HAS_REPORT}, {HAS_UNSENT}, {HAS_DEAD}, s.not_before FROM studies AS s "
 )
 FOUND = {
-    OPEN: "(SELECT DISTINCT study FROM instances WHERE state = 'received')",
-    DEAD: "(SELECT DISTINCT r.study FROM deliveries AS d CROSS JOIN reports AS r ON r.id = d.report "
-    "WHERE d.state = 'dead')",
+    OPEN: "SELECT DISTINCT study FROM instances INDEXED BY instances_open WHERE state = 'received'",
+    DEAD: "SELECT DISTINCT r.study FROM deliveries AS d CROSS JOIN reports AS r ON r.id = d.report "
+    "WHERE d.state = 'dead'",
 }
 # The few that are shown are chosen before anything is counted of them.
-CHOSEN = "WHERE s.uid IN (SELECT o.uid FROM {found} AS f CROSS JOIN studies AS o ON o.uid = f.study"
+CHOSEN = "WHERE s.uid IN (SELECT o.uid FROM ({found}) AS f CROSS JOIN studies AS o ON o.uid = f.study"
 WALKED = {REPORTED: f"NOT {HAS_OPEN} AND {HAS_REPORT}", ASIDE: f"NOT {HAS_OPEN} AND NOT {HAS_REPORT}"}
 DELIVERIES = (
     "SELECT d.id, s.key, d.destination, d.form, d.state, d.attempts, d.reason, r.created, d.sent, d.ended, r.model, "
@@ -247,23 +248,12 @@ def _sendings(rows: list[tuple[Any, ...]]) -> list[Sending]:
     return [Sending(*row) for row in rows]
 
 
-def dead_ids(journal: Journal, limit: int = MANY) -> list[int]:
-    """The dead letters' numbers, oldest first."""
-    return [
-        row[0] for row in journal.read("SELECT id FROM deliveries WHERE state = 'dead' ORDER BY id LIMIT ?", (limit,))
-    ]
-
-
 def queue(journal: Journal) -> dict[str, int]:
-    """How much is open now; each is counted up to `MANY`."""
-    counted = {
-        "studies": "SELECT DISTINCT study FROM instances WHERE state = 'received'",
-        "instances": "SELECT 1 FROM instances WHERE state = 'received'",
-        "pending": "SELECT 1 FROM deliveries WHERE state = 'pending'",
-        "stored": "SELECT 1 FROM deliveries WHERE state = 'stored'",
-        "dead": "SELECT 1 FROM deliveries WHERE state = 'dead'",
-    }
+    """How much is open now; open studies are counted up to `MANY`."""
+    waiting, sending = by_state(journal, "instances"), by_state(journal, "deliveries")
+    count = f"SELECT COUNT(*) FROM ({FOUND[OPEN]} LIMIT ?)"
     return {
-        name: int(journal.read(f"SELECT COUNT(*) FROM ({query} LIMIT ?)", (MANY,))[0][0])
-        for name, query in counted.items()
+        "studies": int(journal.read(count, (MANY,))[0][0]),
+        "instances": waiting.get("received", 0),
+        **{state: sending.get(state, 0) for state in ("pending", "stored", "dead")},
     }
