@@ -25,16 +25,16 @@ def free_port() -> int:
 
 
 class Orthanc:
-    """One PACS with its storage directory; `edge_port` is where it sends its commitment reports."""
+    """One PACS with its storage directory."""
 
-    def __init__(self, root: Path, edge_port: int = 0, edge_title: str = "HSCC_EDGE") -> None:
+    def __init__(self, root: Path) -> None:
         self.root, self.port, self.http_port = root, free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
         settings: dict[str, Any] = {
             "Name": "archive", "StorageDirectory": str(root / "storage"), "IndexDirectory": str(root / "storage"),
             "DicomAet": "ARCHIVE", "DicomPort": self.port, "HttpPort": self.http_port, "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False, "HttpDescribeErrors": True, "Plugins": [PLUGIN],
-            "DicomModalities": {"edge": [edge_title, "127.0.0.1", edge_port]}, "DicomAssociationCloseDelay": 0,
+            "DicomModalitiesInDatabase": True, "DicomAssociationCloseDelay": 0,
         }  # fmt: skip
         root.mkdir(parents=True, exist_ok=True)
         (root / "orthanc.json").write_text(json.dumps(settings))
@@ -83,10 +83,16 @@ class Orthanc:
 
     def file(self, sop: str) -> bytes:
         """One instance as it keeps it."""
-        (number,) = httpx.post(
-            f"{self.url}/tools/find", json={"Level": "Instance", "Query": {"SOPInstanceUID": sop}}, trust_env=False
-        ).json()
-        return httpx.get(f"{self.url}/instances/{number}/file", trust_env=False).content
+        return httpx.get(f"{self.url}/instances/{self._number(sop)}/file", trust_env=False).content
+
+    def remove(self, sop: str) -> None:
+        """Lose an instance."""
+        httpx.delete(f"{self.url}/instances/{self._number(sop)}", trust_env=False).raise_for_status()
+
+    def _number(self, sop: str) -> str:
+        query = {"Level": "Instance", "Query": {"SOPInstanceUID": sop}}
+        (number,) = httpx.post(f"{self.url}/tools/find", json=query, trust_env=False).json()
+        return str(number)
 
     def destination(self, **changes: Any) -> Destination:
         """It as a destination."""
@@ -95,9 +101,9 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(root: Path, edge_port: int = 0) -> Iterator[Orthanc]:
+def orthanc(root: Path) -> Iterator[Orthanc]:
     """A running one."""
-    found = Orthanc(root, edge_port)
+    found = Orthanc(root)
     found.start()
     try:
         yield found
