@@ -36,6 +36,8 @@ PREFIX_END = 132  # preamble and "DICM", PS3.10 section 7.1
 TRANSFER_SYNTAX = (2, 0x0010)
 LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 MOST_META = 1 << 16
+TEXTS = (b"AE", b"AS", b"CS", b"DA", b"DS", b"IS", b"LO", b"SH", b"TM", b"UI")
+MOST_HEAD = 1 << 14
 PIECE = 1 << 20
 UID = re.compile(r"[0-9.]{1,64}")
 
@@ -72,7 +74,9 @@ def read_headers(path: Path, keywords: Sequence[str], syntaxes: frozenset[str]) 
             if found is None or found[1] not in syntaxes or found[1] == DeflatedExplicitVRLittleEndian:
                 return None
             start, syntax = found
-            values = _values(file, start, syntax, wanted, min(max(wanted) + 1, PIXELS))
+            values = _quick_values(file, start, syntax, wanted)
+            if values is None:
+                values = _values(file, start, syntax, wanted, min(max(wanted) + 1, PIXELS))
             if not all(values.get(keyword) for keyword in IDENTIFIERS):
                 values = _values(file, start, syntax, wanted, PIXELS)
     except UNPARSABLE as error:
@@ -80,6 +84,38 @@ def read_headers(path: Path, keywords: Sequence[str], syntaxes: frozenset[str]) 
             raise
         return None
     return Headers(syntax, values)
+
+
+def _quick_values(file: BinaryIO, start: int, syntax: str, wanted: dict[int, str]) -> dict[str, tuple[str, ...]] | None:
+    """`_values` for the plain case, in a tenth of the time: ASCII values, no sequence of undefined length before them.
+
+    None if it is not that plain.
+    """
+    if syntax == ExplicitVRBigEndian:
+        return None
+    file.seek(start)
+    head, position, last = file.read(MOST_HEAD), 0, max(wanted)
+    explicit, found = syntax != ImplicitVRLittleEndian, dict[str, tuple[str, ...]]()
+    while position + 12 <= len(head):
+        group, element, vr, length = struct.unpack_from("<HH2sH", head, position)
+        tag, value = group << 16 | element, position + 8
+        if tag > last:
+            return found
+        if not explicit:
+            (length,) = struct.unpack_from("<I", head, position + 4)
+        elif vr in LONG_LENGTHS:
+            (length,) = struct.unpack_from("<I", head, value)
+            value += 4
+        position = value + length
+        if position > len(head):
+            return None
+        if tag in wanted:
+            text = head[value:position]
+            if not text.isascii() or (explicit and vr not in TEXTS):
+                return None
+            parts = text.decode("ascii").split("\\") if text else []
+            found[wanted[tag]] = tuple(part.strip(" \0") for part in parts)
+    return None
 
 
 def _values(file: BinaryIO, start: int, syntax: str, wanted: dict[int, str], end: int) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """The C-STORE provider: `0x0000` is returned only after file, directory and journal row are on disk.
 
-Status codes: PS3.4 table B.2-1. No pixel is decoded here.
+Objects are streamed to a draft and taken in by `admission`; what drives an association is `reactor`.
 """
 
 from __future__ import annotations
@@ -8,119 +8,189 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-import threading
+import sqlite3
 import time
 from typing import Any
 
 from hscc_edge.errors import extra
-from hscc_edge.serve.admission import NO_RESOURCES, Admission, discard
-from hscc_edge.serve.contexts import SYNTAXES
+from hscc_edge.serve import contexts, studies, tls
+from hscc_edge.serve.admission import NOT_UNDERSTOOD, SUCCESS, Admission, Verdict
+from hscc_edge.serve.content import UID
+from hscc_edge.serve.draft import Draft, head_of
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.listener import Listener
+from hscc_edge.serve.reactor import Served
+from hscc_edge.serve.seats import Lobby, Seats
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
+from hscc_edge.serve.store_message import StoreRequest
 
 with extra("device"):
-    from pynetdicom import AE, AllStoragePresentationContexts, evt
+    from pynetdicom import AE, _config, evt
+    from pynetdicom.presentation import build_context
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-    from pynetdicom.transport import ThreadedAssociationServer
+    from pynetdicom.transport import AddressInformation
 
 LOG = logging.getLogger(__name__)
 DRAIN_S = 2.0
-
-
-class _Server(ThreadedAssociationServer):  # type: ignore[misc]
-    """pynetdicom's server on a socket that the supervisor holds and several processes share."""
-
-    def __init__(self, listening: socket.socket, *arguments: Any, **options: Any) -> None:
-        self._listening = listening
-        super().__init__(*arguments, **options)
-
-    def server_bind(self) -> None:
-        self.socket.close()
-        self.socket = self._listening.dup()
-        self.socket.setblocking(False)  # another process may have been faster: then accept must not wait
-        self.server_address = self.socket.getsockname()
-
-    def server_activate(self) -> None:
-        """It listens already."""
-
-    def server_close(self) -> None:
-        self.socket.close()
-
-    def get_request(self) -> Any:
-        client, address = self.socket.accept()
-        client.setblocking(True)
-        return client, address
+MOST_IN_LOBBY, LONGEST_IN_LOBBY_S = 64, 10.0
+LIMIT_EXCEEDED, ADDRESS = (0x02, 0x03, 0x02), (0x01, 0x01, 0x01)  # result, source, reason: PS3.8 section 9.3.4
 
 
 def run(station: Station) -> None:
     """One process that accepts associations until the station is to stop."""
-    journal = station.journal()
-    intake = Intake(station, journal, station.spool())
+    intake = Intake(station, station.journal(), station.spool())
     intake.start()
     while not station.rest(1.0):
         pass
     intake.stop()
-    journal.close()
 
 
 class Intake:
-    """Starts and stops the provider; each association runs in a thread of pynetdicom."""
+    """Starts and stops the provider; each association runs in a thread of its own."""
 
     def __init__(self, station: Station, journal: Journal, spool: Spool) -> None:
         self._station, self._config, self._journal, self._spool = station, station.config, journal, spool
         self._admission = Admission(station, journal, spool)
-        self._server: Any = None
-        self._networks = [ipaddress.ip_network(address) for address in station.config.dicom.allowed_addresses]
+        door = self._config.dicom
+        self._syntaxes = contexts.syntaxes(door.transfer_syntaxes)
+        self._networks = [ipaddress.ip_network(address) for address in door.allowed_addresses]
+        self._seats = Seats(self._config.state / "seats", door.max_associations, door.max_associations_per_peer)
+        self._lobby = Lobby(MOST_IN_LOBBY)
+        self._tls = None if door.tls is None else tls.server_context(door.tls)
+        self._entity = _entity(station)
+        self._listener = Listener(station.sockets["dicom"], self._begin)
 
     def start(self) -> None:
         """Accept from the station's socket."""
-        listener = self._config.dicom
-        entity = AE(ae_title=listener.ae_title)
-        entity.maximum_associations = listener.max_associations
-        entity.maximum_pdu_size = listener.max_pdu
-        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = listener.idle_s
-        entity.require_calling_aet = list(listener.allowed_ae)
-        entity.require_called_aet = True
-        entity.add_supported_context(Verification)
-        for context in AllStoragePresentationContexts:
-            entity.add_supported_context(str(context.abstract_syntax), list(SYNTAXES))
-        handlers: list[Any] = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_REQUESTED, self._on_requested)]
-        self._server = _Server(
-            self._station.sockets["dicom"], entity, (listener.host, 0), listener.ae_title, entity.supported_contexts,
-            evt_handlers=handlers,
-        )  # fmt: skip
-        entity._servers.append(self._server)
-        threading.Thread(target=self._server.serve_forever, args=(0.5,), daemon=True).start()
+        _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom formats a text of each message otherwise
+        self._spool.sweep_drafts()
+        self._listener.start()
 
     def stop(self) -> None:
         """Accept no more, let associations end for a moment, abort the others; these send again without an answer."""
-        self._server.shutdown()
-        deadline = time.monotonic() + DRAIN_S
-        while self._server.active_associations and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for association in self._server.active_associations:
-            association.abort()
+        self._listener.stop()
+        self._wait(DRAIN_S)
+        for association in self._listener.serving():
+            association.end()
+        self._wait(DRAIN_S)
         self._admission.close()
+        self._seats.close()
+        self._journal.close()
 
-    def _on_requested(self, event: Any) -> None:
-        address = ipaddress.ip_address(event.assoc.requestor.address)
-        if self._networks and not any(address in network for network in self._networks):
-            LOG.warning("event=association_rejected reason=address")
-            event.assoc.acse.send_reject(0x01, 0x01, 0x01)
-            event.assoc.kill()
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._listener.serving() and time.monotonic() < deadline:
+            self._station.beat()
+            time.sleep(0.02)
 
-    def _on_store(self, event: Any) -> int:
-        request, began = event.request, time.time()
-        if refused := self._admission.refusal(request.DataSet.getbuffer().nbytes):
-            return self._admission.refuse(refused, "dimse").status
-        draft = self._spool.draft()
+    def _begin(self, connection: socket.socket, peer: str) -> Served:
+        """The thread of a new connection."""
+        if not self._lobby.enter(connection):
+            LOG.warning("event=connection_dropped reason=lobby_full")
+        served = Served(self._entity, connection, self._tls, self._config.dicom.idle_s)
+        visit = _Visit(self, served, connection, peer)
+        served.dimse.open_draft, served.on_store, served.on_end = visit.open_draft, visit.store, visit.end
+        served.bind(evt.EVT_REQUESTED, visit.requested)
+        served.bind(evt.EVT_REJECTED, visit.rejected)
+        served.bind(evt.EVT_RELEASED, visit.released)
+        served.bind(evt.EVT_C_ECHO, lambda event: SUCCESS)
+        return served
+
+
+class _Visit:
+    """What one association may do and has done."""
+
+    def __init__(self, intake: Intake, served: Served, connection: socket.socket, peer: str) -> None:
+        self._intake, self._served, self._connection, self._peer = intake, served, connection, peer
+        self._seat: tuple[int, int] | None = None
+        self._studies: set[str] = set()
+        acceptor = served.acceptor
+        acceptor.ae_title, acceptor.maximum_length = intake._config.dicom.ae_title, intake._config.dicom.max_pdu
+        served.dul.most_pdu = intake._config.dicom.max_pdu
+        served.requestor.address_info = AddressInformation.from_tuple(connection.getpeername())
+        acceptor.address_info = AddressInformation.from_tuple(connection.getsockname())
+
+    def requested(self, event: Any) -> None:
+        """An A-ASSOCIATE-RQ is here: answer what is in it, unless it is refused."""
+        self._intake._lobby.leave(self._connection)
+        address = ipaddress.ip_address(self._peer.partition("%")[0])
+        networks = self._intake._networks
+        if networks and not any(address in network for network in networks):
+            self._reject(ADDRESS, "address")
+            return
+        self._seat = self._intake._seats.take(self._peer)
+        if self._seat is None:
+            self._reject(LIMIT_EXCEEDED, "limit")
+            return
+        requestor: Any = self._served.requestor
+        offered = requestor.primitive.presentation_context_definition_list
+        self._served.acceptor.supported_contexts = self._accepted(offered)
+
+    def _accepted(self, offered: Any) -> list[Any]:
+        """For each class that is taken, what its sender offers first comes first: nothing is recompressed for us."""
+        names, wanted = self._intake._config.dicom.sop_classes, dict[str, list[str]]()
+        for context in offered:
+            uid = str(context.abstract_syntax)
+            if uid == Verification or contexts.takes_class(names, uid):
+                found = [str(syntax) for syntax in context.transfer_syntax if str(syntax) in self._intake._syntaxes]
+                wanted.setdefault(uid, []).extend(found)
+        return [build_context(uid, list(dict.fromkeys(found))) for uid, found in wanted.items() if found]
+
+    def _reject(self, code: tuple[int, int, int], reason: str) -> None:
+        LOG.warning("event=association_rejected reason=%s", reason)
+        self._served.acse.send_reject(*code)
+        self._served.kill()
+
+    def rejected(self, event: Any) -> None:
+        """A title was wrong: told by pynetdicom."""
+        LOG.warning("event=association_rejected reason=ae_title")
+
+    def open_draft(self, request: StoreRequest) -> Draft:
+        """Where the object goes that a C-STORE request announces."""
+        most = self._intake._config.dicom.max_object_mib << 20
+        head = head_of(request.sop_class, request.sop, request.syntax)
+        draft = Draft(self._intake._spool.draft(), head, self._intake._admission.refusal, most)
+        if not UID.fullmatch(request.sop_class) or not UID.fullmatch(request.sop):
+            draft.refused = Verdict(NOT_UNDERSTOOD, "UIDs")
+        return draft
+
+    def store(self, request: StoreRequest, draft: Draft) -> int:
+        """Take an object in that is here as a whole; its status."""
+        admission = self._intake._admission
+        if refused := draft.finish():
+            return admission.refuse(refused, "dimse").status
+        verdict = admission.admit(
+            draft.path, door="dimse", first_byte=draft.first_byte, sop_class=request.sop_class, sop=request.sop
+        )
+        if verdict.status == SUCCESS and verdict.study is not None:
+            self._studies.add(verdict.study)
+        return verdict.status
+
+    def released(self, event: Any) -> None:
+        """Its sender has said that this was all."""
+        if not self._intake._config.study.on_release or not self._studies:
+            return
         try:
-            draft.write_bytes(event.encoded_dataset())
-        except OSError:
-            discard(draft)
-            return NO_RESOURCES
-        return self._admission.admit(
-            draft, door="dimse", first_byte=began, sop_class=request.AffectedSOPClassUID,
-            sop=request.AffectedSOPInstanceUID,
-        ).status  # fmt: skip
+            studies.release(self._intake._journal, sorted(self._studies))
+        except sqlite3.Error as error:  # they are due when they have been quiet for long enough
+            LOG.error("event=release_failed reason=%s", type(error).__name__)
+
+    def end(self) -> None:
+        """The connection is closed."""
+        self._intake._lobby.leave(self._connection)
+        if self._seat is not None:
+            self._intake._seats.give_back(self._seat)
+            self._seat = None
+
+
+def _entity(station: Station) -> Any:
+    """What pynetdicom knows of us; limits on associations are `seats`'."""
+    door = station.config.dicom
+    entity = AE(ae_title=door.ae_title)
+    entity.maximum_associations = 1 << 30
+    entity.network_timeout = entity.dimse_timeout = door.idle_s
+    entity.acse_timeout = min(door.idle_s, LONGEST_IN_LOBBY_S)
+    entity.require_calling_aet = list(door.allowed_ae)
+    entity.require_called_aet = True
+    return entity

@@ -1,15 +1,91 @@
-"""Mutual TLS of both directions: PS3.15 B.12 and B.13, after BCP 195."""
+"""Mutual TLS of both directions: PS3.15 B.12 and B.13, after BCP 195 (RFC 9325)."""
 
 from __future__ import annotations
 
 import ssl
+from datetime import datetime, timezone
+from pathlib import Path
 
+from hscc_edge.errors import ConfigError, extra
 from hscc_edge.serve.config import Tls
+
+with extra("device"):
+    from cryptography import x509
+
+# RFC 9325 section 4.2, for TLS 1.2: ephemeral elliptic curves and authenticated encryption; TLS 1.3 has no others
+CIPHERS = (
+    "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305",
+)  # fmt: skip
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """For a connection that we open: the peer's certificate must come from our authorities and name its host."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.authorities)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.certificate, tls.key)
+    """For a connection that we open: the peer's certificate must come from our authorities and name its host.
+
+    Raises:
+        ConfigError: if a file is missing, is no PEM, or key and certificate do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _load(context, tls)
     return context
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """For a connection that is opened to us: the peer must show a certificate of our authorities.
+
+    Raises:
+        ConfigError: if a file is missing, is no PEM, or key and certificate do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # no session goes on after its certificate was withdrawn
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    _load(context, tls)
+    return context
+
+
+def _load(context: ssl.SSLContext, tls: Tls) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(CIPHERS))
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"certificate {tls.certificate} and key {tls.key} cannot be used ({_said(error)}): expected PEM files that "
+            "belong together, the key without a password"
+        ) from error
+    try:
+        context.load_verify_locations(tls.authorities)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the authorities {tls.authorities} cannot be used ({_said(error)}): expected a PEM file with at least "
+            "one certificate"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return (error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)) or "no PEM"
+
+
+def expires(certificate: Path) -> datetime:
+    """When the first certificate of a PEM file, or one of its chain, ends.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        found = x509.load_pem_x509_certificates(certificate.read_bytes())
+        return min(item.not_valid_after_utc for item in found)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the certificate {certificate} cannot be read ({type(error).__name__}): expected PEM"
+        ) from error
+
+
+def days_left(tls: Tls) -> float:
+    """Days until our certificate or one of its chain ends; negative if it has.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return (expires(tls.certificate) - datetime.now(timezone.utc)).total_seconds() / 86_400
