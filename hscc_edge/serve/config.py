@@ -117,8 +117,8 @@ class Work:
         threads: of one inference.
         batch: images that are inferred at once, across studies; above 1 an image's last bits may depend on those that
             share the batch with it, and differ from what `validate` saw.
-        timeout_s: a study that takes longer is given up once, tried again alone, then set aside.
-        memory_mib: address space of the process that decodes and infers may grow by so much; 0 for no limit.
+        timeout_s: a batch that takes longer is given up; its studies are tried again alone, then set aside.
+        memory_mib: address space of the process that infers may grow by so much; 0 for no limit.
     """
 
     runtime: str = "ort"

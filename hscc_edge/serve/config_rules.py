@@ -84,16 +84,28 @@ def _doors(config: Config) -> Iterator[Fault]:
 def _models(config: Config) -> Iterator[Fault]:
     if not config.model:
         yield ("model",), "no [[model]] is given: name at least one bundle to serve"
-    names = Counter(item.name for item in config.model)
+    names = Counter(item.name for item in config.model if item.name)
     for number, item in enumerate(config.model):
         if names[item.name] > 1:
             yield ("model", number, "name"), f"two models are named {item.name!r}: give each a name of its own"
+        if not 0 <= item.max_error_rate <= 1:
+            yield ("model", number, "max_error_rate"), f"max_error_rate is {item.max_error_rate}: expected 0 to 1"
+
+
+def _routes(config: Config) -> Iterator[Fault]:
+    from hscc_edge.serve.route import fault_of  # pydicom's dictionary takes a while
+
+    names = sorted({item.name for item in config.model})
     for number, route in enumerate(config.route):
-        if unknown := sorted(set(route.models) - names.keys()):
+        unknown = sorted(set(route.models) - set(names))
+        if unknown and "" not in names:  # a model may have its bundle's name, which is not known here
             yield (
                 ("route", number, "models"),
-                f"the route names the model {unknown[0]!r}: expected one of {', '.join(sorted(names))}",
+                f"the route names the model {unknown[0]!r}: expected one of {', '.join(names)}",
             )
+        for keyword in route.when:
+            if fault := fault_of(keyword):
+                yield ("route", number, "when"), fault
         if route.priority not in PRIORITIES:
             yield (
                 ("route", number, "priority"),
@@ -147,5 +159,5 @@ def is_loopback(host: str) -> bool:
 
 
 RULES: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _ranges, _titles, _addresses, _doors, _models, _destinations, _hysteresis, _records,
+    _ranges, _titles, _addresses, _doors, _models, _routes, _destinations, _hysteresis, _records,
 )  # fmt: skip
