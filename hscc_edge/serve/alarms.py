@@ -152,12 +152,14 @@ def _certificates(config: Config) -> Iterator[Alarm]:
 
 
 def _models(journal: Journal) -> Iterator[Alarm]:
-    rows = journal.read("SELECT name, value FROM facts WHERE name >= 'drift:' AND name < 'drift;' LIMIT 100")
-    for name, _ in rows:
+    for name, value in journal.read(
+        "SELECT name, value FROM facts WHERE name >= 'drift:' AND name < 'drift;' LIMIT 100"
+    ):
         yield Alarm(
             WARN,
-            f"Studies of the model {name.partition(':')[2]} are unlike those that it was calibrated on",
-            "Look at the charts; a scanner, a protocol or the patients have changed.",
+            f"Studies of the model {name.partition(':')[2]} are unlike {json.loads(value)['reference']}: "
+            f"{', '.join(json.loads(value)['features'])}",
+            "Look at the charts: a scanner, a protocol or the patients have changed.",
             "/charts",
         )
 

@@ -87,7 +87,7 @@ def roll_back(visit: Visit) -> Response:
 
 def charts(visit: Visit) -> Response:
     """How many, how fast, and how like the calibration's studies."""
-    return visit.page("charts.html.j2", charts=trends.charts(visit.journal))
+    return visit.page("charts.html.j2", charts=trends.charts(visit.journal, visit.desk.config.drift))
 
 
 def box(visit: Visit) -> Response:

@@ -28,6 +28,7 @@ BINS = 10
 CHANCE = 1e-4
 LOOKS_A_WINDOW = 4
 SMOOTHING = 0.5
+END = 1 << 62
 Value = float | str
 Columns = dict[str, list[Value]]
 
@@ -63,16 +64,17 @@ class Look:
 
 
 def look(
-    journal: Journal, settings: Drift, bundle: Bundle, standing: Sequence[str] = (), window: int = 0
+    journal: Journal, settings: Drift, bundle: Bundle, standing: Sequence[str] = (), window: int = 0, until: int = END
 ) -> Look | None:
     """Compare a bundle's last cases with its reference; None while too few were seen.
 
     Args:
         standing: features for which an alarm stands, which ends only below `settings.off`.
+        until: the observation that is the last, for a look at how it was.
     """
     size = window or settings.window
     words, reference, after = _reference(journal, bundle, size)
-    recent = _columns(journal, bundle.digest, "id > ? ORDER BY id DESC LIMIT ?", (after, size))
+    recent = _columns(journal, bundle.digest, "id > ? AND id <= ? ORDER BY id DESC LIMIT ?", (after, until, size))
     if not reference or len(recent.get(ENERGY, ())) < size:
         return None
     # A category of this device, such as its scanner, has no reference but the device's own first cases.

@@ -6,10 +6,15 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from hscc_edge.bundle import read_bundle
 from hscc_edge.serve.chart import Limit, Line, draw
+from hscc_edge.serve.config import Drift
+from hscc_edge.serve.drift import LOOKS_A_WINDOW, Look, look
 from hscc_edge.serve.journal import Journal
 
 LAST = 2_000
@@ -17,6 +22,7 @@ BINS = 40
 HOURS = 48
 MOST = 50_000
 MODELS = 8
+LOOKS, FEATURES = 12, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +49,16 @@ class Chart:
         return [(at, [known.get(at) for known in values]) for at in times]
 
 
-def charts(journal: Journal) -> list[Chart]:
+def charts(journal: Journal, settings: Drift) -> list[Chart]:
     """Every chart, those of each active bundle last."""
-    rows = journal.read("SELECT name, digest FROM models WHERE state = 'active' ORDER BY name LIMIT ?", (MODELS,))
-    return [
-        studies_per_hour(journal),
-        turnaround(journal),
-        *(make(journal, name, digest) for name, digest in rows for make in (latency, certainty)),
-    ]
+    rows = journal.read(
+        "SELECT name, digest, folder FROM models WHERE state = 'active' ORDER BY name LIMIT ?", (MODELS,)
+    )
+    found = [studies_per_hour(journal), turnaround(journal)]
+    for name, digest, folder in rows:
+        found += [latency(journal, name, digest), certainty(journal, name, digest)]
+        found.append(drifting(journal, settings, name, digest, journal.path.parent / folder))
+    return found
 
 
 def studies_per_hour(journal: Journal) -> Chart:
@@ -105,6 +113,36 @@ def certainty(journal: Journal, name: str, digest: str) -> Chart:
     median, _ = _shares([(at, max(json.loads(values), default=0.0)) for at, values in rows], 1)
     lines = [Line("median", median)]
     return Chart(f"Certainty of {name}", "", lines, f"{_note(len(rows), 'cases')}, probability of the decided class")
+
+
+def drifting(journal: Journal, settings: Drift, name: str, digest: str, root: Path) -> Chart:
+    """How far the features that moved most are from the reference, at the last looks a quarter of a window apart."""
+    step = max(1, settings.window // LOOKS_A_WINDOW)
+    rows = journal.read(
+        "SELECT id / ?, MAX(id), MAX(time) FROM (SELECT id, time FROM observations WHERE digest = ? AND shadow = 0 "
+        "ORDER BY id DESC LIMIT ?) GROUP BY 1 ORDER BY 1 DESC LIMIT ?",
+        (step, digest, LAST, LOOKS),
+    )
+    looks = [(at, found) for _, last, at in rows[::-1] if (found := _look(journal, settings, root, last)) is not None]
+    title, limits = f"Drift of {name}", (Limit("alarm", settings.on), Limit("over", settings.off))
+    if not looks:
+        return Chart(title, "PSI", [], "", limits, f"Nothing to compare before {settings.window} cases were seen.")
+    now = sorted(looks[-1][1].shifts, key=lambda shift: -shift.psi)
+    moved = [shift.feature for shift in now[:FEATURES]]
+    series = {feature: [(at, _psi(found, feature)) for at, found in looks] for feature in moved}
+    rest = ", ".join(f"{shift.feature} {shift.psi:.2f}" for shift in now[FEATURES:])
+    note = f"population stability index against {looks[-1][1].reference}{f'; less moved: {rest}' if rest else ''}"
+    return Chart(title, "", [Line(feature, points) for feature, points in series.items()], note, limits)
+
+
+@lru_cache(maxsize=256)
+def _look(journal: Journal, settings: Drift, root: Path, last: int) -> Look | None:
+    """What a look at that observation says; it never changes."""
+    return look(journal, settings, read_bundle(root, verify=False), until=last)
+
+
+def _psi(found: Look, feature: str) -> float | None:
+    return next((shift.psi for shift in found.shifts if shift.feature == feature), None)
 
 
 def _note(count: int, of: str) -> str:

@@ -19,10 +19,9 @@ STATES = {
     "received": ("waiting", "busy"), "reported": ("reported", "good"), "no-result": ("no result", "note"),
     "conflict": ("kept apart", "warn"), "pending": ("to be sent", "busy"), "stored": ("awaits commitment", "busy"),
     "delivered": ("delivered", "good"), "dead": ("dead letter", "bad"), "unsent": ("to be sent", "busy"),
-    "active": ("active", "good"), "candidate": ("candidate", "note"), "shadow": ("shadow", "note"),
-    "previous": ("before", "plain"), "retired": ("retired", "plain"), "refused": ("refused", "bad"),
-    "failed": ("failed", "bad"), "current": ("current", "good"), "superseded": ("superseded", "plain"),
-    "recalled": ("recalled", "warn"),
+    "active": ("active", "good"), "installed": ("installed", "note"), "shadow": ("shadow", "busy"),
+    "retired": ("active before", "plain"), "withdrawn": ("withdrawn", "warn"),
+    "current": ("current", "good"), "superseded": ("superseded", "plain"), "recalled": ("recalled", "warn"),
 }  # fmt: skip
 EVENTS = {
     "received": ("First byte", "by {door}"),
