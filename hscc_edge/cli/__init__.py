@@ -24,6 +24,8 @@ from hscc_edge.cli import (
     imported,
     models,
     packages,
+    recall,
+    redrive,
     robustness,
     serve,
     sign,
@@ -79,6 +81,8 @@ app.command()(packages.packages)
 app.command()(bench.bench)
 app.command()(serve.serve)
 app.add_typer(models.app, name="models")
+app.command()(recall.recall)
+app.command()(redrive.redrive)
 app.add_typer(accounts.app, name="accounts")
 app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -13,6 +13,7 @@ from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.timeline import note
 
 PENDING, STORED, DELIVERED, DEAD = "pending", "stored", "delivered", "dead"
+WITHHELD = "withheld"  # its report was recalled before it was sent
 OPEN = (PENDING, STORED)
 
 
@@ -150,6 +151,15 @@ def postpone(journal: Journal, item: Delivery, seconds: float, reason: str, *, c
             note(db, item.study, "failed", destination=item.destination, form=item.form, reason=reason)
 
 
+def withhold(db: sqlite3.Connection, report: str) -> None:
+    """Do not send what of a report (its SOP Instance UID) was not sent yet, inside a transaction."""
+    db.execute(
+        "UPDATE deliveries SET state = ?, ended = ? WHERE state IN (?, ?) AND sent IS NULL "
+        "AND report = (SELECT id FROM reports WHERE sop = ?)",
+        (WITHHELD, time.time(), PENDING, DEAD, report),
+    )
+
+
 def replace(journal: Journal, item: Delivery, sop: str, content: bytes, reason: str) -> None:
     """Send other bytes instead, which the destination may take."""
     with journal.transaction() as db:
@@ -165,6 +175,29 @@ def bury(journal: Journal, item: Delivery, reason: str) -> None:
             return
         db.execute("UPDATE deliveries SET ended = ? WHERE id = ?", (time.time(), item.id))
         note(db, item.study, "dead", destination=item.destination, form=item.form, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What was given up, for people to look at; `key` is the study's keyed hash."""
+
+    id: int
+    key: str
+    destination: str
+    form: str
+    reason: str | None
+    attempts: int
+
+
+def dead_letters(journal: Journal, limit: int = 1000) -> list[DeadLetter]:
+    """The oldest dead letters."""
+    rows = journal.read(
+        "SELECT d.id, s.key, d.destination, d.form, d.reason, d.attempts FROM deliveries AS d "
+        "JOIN reports AS r ON r.id = d.report JOIN studies AS s ON s.uid = r.study WHERE d.state = ? "
+        "ORDER BY d.id LIMIT ?",
+        (DEAD, limit),
+    )
+    return [DeadLetter(*row) for row in rows]
 
 
 def redrive(journal: Journal, numbers: Sequence[int] | None = None) -> int:
