@@ -18,8 +18,8 @@ LAST = 1_000
 SHOWN = 20
 NOTHING = "no result"
 PAIRS = (
-    "SELECT c.id, a.id, c.time, s.key, a.label, c.label, a.probabilities, c.probabilities, a.latency_ms, c.latency_ms "
-    "FROM (SELECT * FROM observations WHERE digest = ? AND shadow = 1 ORDER BY id DESC LIMIT ?) AS c "
+    "SELECT c.case_key, a.id, c.time, s.key, a.label, c.label, a.probabilities, c.probabilities, a.latency_ms, "
+    "c.latency_ms, c.failed FROM (SELECT * FROM observations WHERE digest = ? AND shadow = 1 ORDER BY id DESC LIMIT ?) AS c "
     "JOIN observations AS a ON a.study = c.study AND a.case_key = c.case_key AND a.digest = ? AND a.shadow = 0 "
     "JOIN studies AS s ON s.uid = c.study ORDER BY c.id DESC, a.id DESC"
 )
@@ -66,15 +66,15 @@ class Comparison:
 
 
 def compare(journal: Journal, active: str, shadow: str) -> Comparison:
-    """Compare two bundles by digest on the shadow's last `LAST` observations."""
-    seen: dict[int, tuple[Any, ...]] = {}
+    """Compare two bundles by digest on the shadow's last `LAST` observations; the newest of each case counts."""
+    seen: dict[str, tuple[Any, ...]] = {}
     for row in journal.read(PAIRS, (shadow, LAST, active)):
         seen.setdefault(row[0], row)
     rows = [row for row in seen.values() if row[10] is None]
     unlike = [Unlike(row[3], row[2], _said(row[4], row[6]), _said(row[5], row[7])) for row in rows if row[4] != row[5]]
     differences = [_difference(row[6], row[7]) for row in rows]
     low, high = wilson(len(rows) - len(unlike), len(rows)) if rows else (0.0, 1.0)
-    (failed,) = journal.read(FAILED, (shadow,))[0]
+    (failed,) = journal.read(FAILED, (shadow, LAST))[0]
     timed = np.asarray([row[8:10] for row in rows if None not in row[8:10]], np.float64).reshape(-1, 2)
     return Comparison(
         cases=len(rows),
