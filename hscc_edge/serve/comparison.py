@@ -19,7 +19,8 @@ SHOWN = 20
 NOTHING = "no result"
 PAIRS = (
     "SELECT c.case_key, a.id, c.time, s.key, a.label, c.label, a.probabilities, c.probabilities, a.latency_ms, "
-    "c.latency_ms, c.failed FROM (SELECT * FROM observations WHERE digest = ? AND shadow = 1 ORDER BY id DESC LIMIT ?) AS c "
+    "c.latency_ms, c.failed "
+    "FROM (SELECT * FROM observations WHERE digest = ? AND shadow = 1 ORDER BY id DESC LIMIT ?) AS c "
     "JOIN observations AS a ON a.study = c.study AND a.case_key = c.case_key AND a.digest = ? AND a.shadow = 0 "
     "JOIN studies AS s ON s.uid = c.study ORDER BY c.id DESC, a.id DESC"
 )
