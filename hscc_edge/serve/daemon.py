@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hscc_edge import durable
+from hscc_edge import __version__, durable
 from hscc_edge.errors import HsccError, StorageError
 from hscc_edge.serve import delivery, folder, instances, intake, outbox, upkeep, web, work
+from hscc_edge.serve.audit import audit
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.health import HEARTBEAT_S
@@ -34,9 +35,9 @@ MOST_INTAKES = 4
 def roles(config: Config) -> list[Role]:
     """The processes that a configuration asks for."""
     listeners = config.dicom.processes or min(MOST_INTAKES, len(os.sched_getaffinity(0)))
-    found = [Role(f"intake-{number + 1}", intake.run) for number in range(listeners)]
+    found = [Role(f"intake-{number + 1}", intake.run, patient=True) for number in range(listeners)]
     found += [Role(f"folder-{number + 1}", folder.role(item)) for number, item in enumerate(config.folder)]
-    found.append(Role("work", work.run, silence_s=config.work.timeout_s))
+    found.append(Role("work", work.run, silence_s=max(60.0, 2 * config.work.timeout_s)))
     found.append(Role("delivery", delivery.run))
     found.append(Role("upkeep", upkeep.run))
     if config.web.enabled:
@@ -79,6 +80,7 @@ class Daemon:
         supervisor.start()
         self._write_status(supervisor)
         LOG.info("event=started ports=%s swept=%d models=%d", self._ports(), self.swept, len(self.models))
+        self._attempt("audit", lambda: self._audit("started"))
         notify("READY=1")
         try:
             self._look_after(supervisor, until_idle_s)
@@ -88,6 +90,7 @@ class Daemon:
             for door in self.station.sockets.values():
                 door.close()
             os.close(self._lock)
+            self._attempt("audit", lambda: self._audit("stopped"))
             LOG.info("event=stopped")
 
     def _look_after(self, supervisor: Supervisor, until_idle_s: float | None) -> None:
@@ -106,6 +109,9 @@ class Daemon:
                 quiet_since = now if self._with_journal(busy) else quiet_since
                 if now - quiet_since >= until_idle_s:
                     return
+
+    def _audit(self, action: str) -> None:
+        audit(self.station, action, version=__version__)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """A full disk stops the heartbeat, never the daemon."""
