@@ -5,6 +5,7 @@ No label holds an identifier: states, doors, and names of the configuration only
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -167,6 +168,11 @@ def _processes(station: Station, journal: Journal) -> Iterator[Any]:
 def _models(station: Station, journal: Journal) -> Iterator[Any]:
     rows = journal.read("SELECT name, digest, version, state FROM models ORDER BY name, since")
     found = [((name, digest[:12], str(version), state), 1.0) for name, digest, version, state in rows]
+    alarms = journal.read("SELECT name, value FROM facts WHERE name >= 'drift:' AND name < 'drift;'")
+    drifted = [
+        ((name.partition(":")[2], text), 1.0) for name, value in alarms for text in json.loads(value)["features"]
+    ]
+    yield _gauge("drift_alarm", "Features unlike the calibration cohort's.", ("model", "feature"), drifted)
     yield _gauge("model_info", "Installed models.", ("model", "digest", "version", "state"), found)
 
 
