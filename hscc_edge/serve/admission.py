@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hscc_edge import durable
 from hscc_edge.serve import contexts
@@ -28,6 +29,7 @@ from hscc_edge.serve.content import (
 from hscc_edge.serve.crash import crash_point
 from hscc_edge.serve.instances import Receipt, restore, versions
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.route import priority as routed_priority
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.studies import PRIORITIES
@@ -44,13 +46,24 @@ class Verdict:
 
     Attributes:
         status: 0x0000 if and only if it is kept, on disk and in the journal.
-        reason: of a refusal, or "kept", "known", "other content"; no identifier in it.
+        reason: of a refusal, or "kept", "known", "restored"; no identifier in it.
         study: its Study Instance UID, if it could be read.
     """
 
     status: int
     reason: str
     study: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """What a door knows of an object; the fields are `admit`'s arguments."""
+
+    door: str
+    first_byte: float
+    sop_class: str | None
+    sop: str | None = field(repr=False)
+    peer: str
 
 
 class Admission:
@@ -60,7 +73,8 @@ class Admission:
         """Begin; `journal` is only read from here, commits have a connection of their own."""
         self._station, self._config, self._journal, self._spool = station, station.config, journal, spool
         self._syntaxes = frozenset(contexts.syntaxes(self._config.dicom.transfer_syntaxes))
-        self._keywords = tuple(dict.fromkeys((*IDENTIFIERS, EXPECTED, PRIORITY)))
+        routed = (keyword for route in self._config.route for keyword in route.when)
+        self._keywords = tuple(dict.fromkeys((*IDENTIFIERS, EXPECTED, PRIORITY, *routed)))
         self._committer = Committer(station.journal(), spool)
         self._lock, self._looked, self._waits = threading.Lock(), -LOOK_EVERY_S, False
 
@@ -85,7 +99,14 @@ class Admission:
         return verdict
 
     def admit(
-        self, draft: Path, *, door: str, first_byte: float, sop_class: str | None = None, sop: str | None = None
+        self,
+        draft: Path,
+        *,
+        door: str,
+        first_byte: float,
+        sop_class: str | None = None,
+        sop: str | None = None,
+        peer: str = "",
     ) -> Verdict:
         """Keep a PS3.10 file: file, directory and journal row are on disk when this returns with 0x0000.
 
@@ -94,10 +115,11 @@ class Admission:
             door: "dimse", "stow" or "folder".
             first_byte: when it began to arrive, in seconds since 1970.
             sop_class: SOP class that its sender named, if any; `sop` likewise.
+            peer: who sent it, as AE title@address.
         """
         try:
             crash_point("object-received")
-            verdict = self._judge(draft, door, first_byte, sop_class, sop)
+            verdict = self._judge(draft, _Arrival(door, first_byte, sop_class, sop, peer))
         except (OSError, sqlite3.Error) as error:
             LOG.error("event=store_failed reason=%s", type(error).__name__)
             verdict = Verdict(NO_RESOURCES, "storage failed")
@@ -105,7 +127,7 @@ class Admission:
             discard(draft)
         return verdict if verdict.status == SUCCESS else self.refuse(verdict, door)
 
-    def _judge(self, draft: Path, door: str, first_byte: float, sop_class: str | None, sop: str | None) -> Verdict:
+    def _judge(self, draft: Path, arrival: _Arrival) -> Verdict:
         size = draft.stat().st_size
         if refused := self.refusal(size):
             return refused
@@ -113,26 +135,33 @@ class Admission:
         if headers is None or not are_uids(headers):
             return Verdict(NOT_UNDERSTOOD, "not parsable")
         study = headers.text("StudyInstanceUID")
-        if sop_class is not None and headers.text("SOPClassUID") != sop_class:
+        if arrival.sop_class not in (None, headers.text("SOPClassUID")):
             return Verdict(CLASS_MISMATCH, "SOP class", study)
-        if sop is not None and headers.text("SOPInstanceUID") != sop:
+        if arrival.sop not in (None, headers.text("SOPInstanceUID")):
             return Verdict(NOT_UNDERSTOOD, "SOP instance", study)
         if not contexts.takes_class(self._config.dicom.sop_classes, headers.text("SOPClassUID")):
             return Verdict(CLASS_MISMATCH, "SOP class not accepted", study)
-        receipt = self._receipt(headers, draft, size, door, first_byte)
+        receipt = self._receipt(headers, draft, size, arrival)
         reason = "known" if self._is_known(receipt, draft) else self._keep(receipt, draft)
-        LOG.info("event=%s instance=%s bytes=%d door=%s", reason, self._station.who(receipt.sop), size, door)
+        LOG.info("event=%s instance=%s bytes=%d door=%s", reason, self._station.who(receipt.sop), size, arrival.door)
         crash_point("reply-ready")
         return Verdict(SUCCESS, reason, study)
 
-    def _receipt(self, headers: Headers, draft: Path, size: int, door: str, first_byte: float) -> Receipt:
+    def _receipt(self, headers: Headers, draft: Path, size: int, arrival: _Arrival) -> Receipt:
         study = headers.text("StudyInstanceUID")
         return Receipt(
             sop=headers.text("SOPInstanceUID"), sop_class=headers.text("SOPClassUID"), digest=digest_of_file(draft),
-            series=headers.text("SeriesInstanceUID"), study=study, file="", bytes=size, door=door,
-            key=self._station.who(study), first_byte=first_byte, priority=_priority(headers),
-            expected=_expected(headers),
+            series=headers.text("SeriesInstanceUID"), study=study, file="", bytes=size, door=arrival.door,
+            key=self._station.who(study), first_byte=arrival.first_byte, priority=self._priority(headers),
+            expected=_expected(headers), peer=arrival.peer,
         )  # fmt: skip
+
+    def _priority(self, headers: Headers) -> int:
+        """The first matching route's, or the one that was asked for: Requested Procedure Priority (0040,1003) has STAT,
+        HIGH, ROUTINE, MEDIUM and LOW (PS3.3 section C.4.11)."""
+        asked = PRIORITIES.get(headers.text(PRIORITY).lower(), 0)
+        found: Any = {keyword: list(values) for keyword, values in headers.values.items()}
+        return max(asked, routed_priority(self._config.route, found))
 
     def _is_known(self, receipt: Receipt, draft: Path) -> bool:
         """Whether this object is kept already, be it in another transfer syntax."""
@@ -188,11 +217,6 @@ def discard(draft: Path) -> None:
 
 def _token(reason: str) -> str:
     return reason.replace(" ", "_")
-
-
-def _priority(headers: Headers) -> int:
-    """Requested Procedure Priority (0040,1003) has STAT, HIGH, ROUTINE, MEDIUM, LOW (PS3.3 section C.4.11)."""
-    return PRIORITIES.get(headers.text(PRIORITY).lower(), 0)
 
 
 def _expected(headers: Headers) -> int | None:

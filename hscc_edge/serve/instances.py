@@ -31,6 +31,7 @@ class Receipt:
         first_byte: when the object began to arrive, in seconds since 1970.
         priority: 0 for routine, 1 for high, 2 for stat.
         expected: instances of the whole study, if its headers tell.
+        peer: who sent it, as AE title@address.
     """
 
     sop: str = field(repr=False)
@@ -45,6 +46,7 @@ class Receipt:
     first_byte: float
     priority: int = 0
     expected: int | None = None
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ def _touch_study(db: sqlite3.Connection, receipt: Receipt, now: float) -> None:
         (receipt.study, receipt.key, receipt.priority, receipt.expected, receipt.first_byte, now, ticks()),
     )
     if found is None:
-        note(db, receipt.study, "received", at=receipt.first_byte, door=receipt.door)
+        note(db, receipt.study, "received", at=receipt.first_byte, door=receipt.door, peer=receipt.peer)
     elif not found[0]:
-        note(db, receipt.study, "reopened", door=receipt.door)
+        note(db, receipt.study, "reopened", door=receipt.door, peer=receipt.peer)
 
 
 def versions(journal: Journal, sop: str) -> dict[str, str]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 import sqlite3
 import time
+from collections import Counter
 from typing import Any
 
-from hscc_edge.errors import extra
+from hscc_edge.errors import StorageError, extra
 from hscc_edge.serve import contexts, studies, tls
 from hscc_edge.serve.admission import NOT_UNDERSTOOD, SUCCESS, Admission, Verdict
+from hscc_edge.serve.audit import audit
 from hscc_edge.serve.content import UID
 from hscc_edge.serve.draft import Draft, head_of
 from hscc_edge.serve.journal import Journal
@@ -68,8 +71,13 @@ class Intake:
         self._listener.start()
 
     def stop(self) -> None:
-        """Accept no more, let associations end for a moment, abort the others; these send again without an answer."""
+        """Accept no more, let associations end for a moment, abort the others; these send again without an answer.
+
+        Where another process has taken this one's place, they have all the time they want.
+        """
         self._listener.stop()
+        while self._station.patient.is_set() and self._listener.serving():
+            self._wait(1.0)
         self._wait(DRAIN_S)
         for association in self._listener.serving():
             association.end()
@@ -77,6 +85,13 @@ class Intake:
         self._admission.close()
         self._seats.close()
         self._journal.close()
+
+    def _tell(self, action: str, **facts: object) -> None:
+        """A full disk ends no association because of its audit line."""
+        try:
+            audit(self._station, action, **facts)
+        except StorageError as error:
+            LOG.error("event=audit_failed reason=%s", type(error).__name__)
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -93,6 +108,7 @@ class Intake:
         served.dimse.open_draft, served.on_store, served.on_end = visit.open_draft, visit.store, visit.end
         served.bind(evt.EVT_REQUESTED, visit.requested)
         served.bind(evt.EVT_REJECTED, visit.rejected)
+        served.bind(evt.EVT_ACCEPTED, visit.accepted)
         served.bind(evt.EVT_RELEASED, visit.released)
         served.bind(evt.EVT_C_ECHO, lambda event: SUCCESS)
         return served
@@ -104,7 +120,7 @@ class _Visit:
     def __init__(self, intake: Intake, served: Served, connection: socket.socket, peer: str) -> None:
         self._intake, self._served, self._connection, self._peer = intake, served, connection, peer
         self._seat: tuple[int, int] | None = None
-        self._studies: set[str] = set()
+        self._studies = Counter[str]()
         acceptor = served.acceptor
         acceptor.ae_title, acceptor.maximum_length = intake._config.dicom.ae_title, intake._config.dicom.max_pdu
         served.dul.most_pdu = intake._config.dicom.max_pdu
@@ -138,13 +154,21 @@ class _Visit:
         return [build_context(uid, list(dict.fromkeys(found))) for uid, found in wanted.items() if found]
 
     def _reject(self, code: tuple[int, int, int], reason: str) -> None:
-        LOG.warning("event=association_rejected reason=%s", reason)
+        self._refused(reason)
         self._served.acse.send_reject(*code)
         self._served.kill()
 
     def rejected(self, event: Any) -> None:
         """A title was wrong: told by pynetdicom."""
-        LOG.warning("event=association_rejected reason=ae_title")
+        self._refused("ae_title")
+
+    def accepted(self, event: Any) -> None:
+        """Negotiated."""
+        self._intake._tell("association-accepted", peer=self._name())
+
+    def _refused(self, reason: str) -> None:
+        LOG.warning("event=association_rejected reason=%s", reason)
+        self._intake._tell("association-refused", peer=self._name(), address=self._peer, reason=reason)
 
     def open_draft(self, request: StoreRequest) -> Draft:
         """Where the object goes that a C-STORE request announces."""
@@ -161,11 +185,17 @@ class _Visit:
         if refused := draft.finish():
             return admission.refuse(refused, "dimse").status
         verdict = admission.admit(
-            draft.path, door="dimse", first_byte=draft.first_byte, sop_class=request.sop_class, sop=request.sop
-        )
+            draft.path, door="dimse", first_byte=draft.first_byte, sop_class=request.sop_class, sop=request.sop,
+            peer=self._name(),
+        )  # fmt: skip
         if verdict.status == SUCCESS and verdict.study is not None:
-            self._studies.add(verdict.study)
+            self._studies[verdict.study] += 1
         return verdict.status
+
+    def _name(self) -> str:
+        """Calling AE title and address, without what an AE title should not have (PS3.5 section 6.2)."""
+        title = str(self._served.requestor.ae_title)
+        return f"{re.sub('[^A-Za-z0-9_. -]', '?', title)}@{self._peer}"
 
     def released(self, event: Any) -> None:
         """Its sender has said that this was all."""
@@ -182,6 +212,9 @@ class _Visit:
         if self._seat is not None:
             self._intake._seats.give_back(self._seat)
             self._seat = None
+        for study, number in self._studies.items():
+            key = self._intake._station.who(study)
+            self._intake._tell("study-received", study=key, instances=number, door="dimse", peer=self._name())
 
 
 def _entity(station: Station) -> Any:

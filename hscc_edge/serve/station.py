@@ -32,6 +32,7 @@ class Station:
         sockets: listening sockets by door, "dicom" and "web": held by the supervisor, so that no connection is lost
             while a process is replaced.
         stop: set in a process that is asked to end after the work in hand.
+        patient: set as well where only this process is to end, another has taken its place, and its work may take long.
         beat: tell the supervisor that this process is alive; one that is silent too long is killed and replaced.
     """
 
@@ -39,6 +40,7 @@ class Station:
     key: bytes = field(repr=False)
     sockets: dict[str, socket.socket] = field(default_factory=dict, repr=False)
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    patient: threading.Event = field(default_factory=threading.Event, repr=False)
     beat: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def journal(self) -> Journal:

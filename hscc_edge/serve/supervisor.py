@@ -34,11 +34,13 @@ class Role:
     Attributes:
         run: is called in the process with its station, and returns when that is to stop.
         silence_s: a process that has not beaten for so long is killed.
+        patient: when another takes its place it may finish what it has begun, however long that takes.
     """
 
     name: str
     run: Callable[[Station], None]
     silence_s: float = 60.0
+    patient: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Supervisor:
     def __init__(self, station: Station, roles: Sequence[Role]) -> None:
         self._station = station
         self._children = [Child(role) for role in roles]
+        self._retired: list[Child] = []
 
     def start(self) -> None:
         """Fork every process."""
@@ -75,17 +78,25 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             self._look_after(child, now)
+        self._retired = [child for child in self._retired if _goes_on(child, now)]
 
     def replace(self, station: Station, roles: Sequence[Role]) -> None:
-        """Fork processes for another configuration, then end the old ones: no moment without a listener."""
+        """Fork processes for another configuration, then end the old ones: no moment without a listener.
+
+        Those whose role is patient end when they have nothing left to do.
+        """
         old, self._station = self._children, station
         self._children = [Child(role) for role in roles]
         self.start()
-        _end(old)
+        patient = [child for child in old if child.role.patient and child.process is not None]
+        for child in patient:
+            os.kill(child.process.pid, signal.SIGUSR1)
+        self._retired += patient
+        _end([child for child in old if child not in patient])
 
     def stop(self) -> None:
         """Ask every process to end, wait `DRAIN_S`, kill what is left, which loses nothing."""
-        _end(self._children)
+        _end([*self._children, *self._retired])
 
     def facts(self) -> dict[str, dict[str, float | int | None]]:
         """Of each process: pid, restarts, seconds since its last beat."""
@@ -125,8 +136,18 @@ class Supervisor:
 def _live(role: Role, station: Station, beat: Any, parent: int) -> None:
     """A forked process's whole life."""
     die_with_parent(parent)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop, patient = threading.Event(), threading.Event()
+
+    def retire(*_: object) -> None:
+        patient.set()
+        stop.set()
+
+    def end(*_: object) -> None:
+        patient.clear()
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGUSR1, retire)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -134,10 +155,21 @@ def _live(role: Role, station: Station, beat: Any, parent: int) -> None:
         beat.value = time.monotonic()
 
     try:
-        role.run(replace(station, stop=stop, beat=tell))
+        role.run(replace(station, stop=stop, patient=patient, beat=tell))
     except Exception as error:  # its text may hold an identifier, so that only its kind is told
         LOG.error("event=process_failed process=%s reason=%s", role.name, type(error).__name__)
         os._exit(1)
+
+
+def _goes_on(child: Child, now: float) -> bool:
+    """Whether a process whose place another has taken still has something to do."""
+    if not child.process.is_alive():
+        child.process.close()
+        return False
+    if now - child.beat.value > child.role.silence_s:
+        LOG.error("event=process_hangs process=%s silent_s=%.0f", child.role.name, now - child.beat.value)
+        child.process.kill()
+    return True
 
 
 def _end(children: Sequence[Child]) -> None:
