@@ -242,18 +242,27 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self._start(next(self.epochs))
         batches = iter(self.loader)
-        while True:
-            with one_thread(), own_errors():
-                batch: dict[str, Any] | None = next(batches, None)
-            if batch is None:
-                return
-            faults: dict[str, HsccError] = batch.pop("skipped")
-            for file, error in faults.items():
-                if self.stop or not isinstance(error, DicomError):
-                    raise error
-                self.skipped[file] = str(error)
-            if batch:
-                yield batch
+        try:
+            while (batch := self._next(batches)) is not None:
+                if batch:
+                    yield batch
+        finally:
+            # Workers end now: once an error's traceback holds them, torch waits five seconds for each.
+            del batches
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+        """The next batch without its damaged files; None at the end."""
+        with one_thread(), own_errors():
+            batch = next(batches, None)
+        if batch is None:
+            return None
+        faults: dict[str, HsccError] = batch.pop("skipped")
+        for file, error in faults.items():
+            if self.stop or not isinstance(error, DicomError):
+                del batches
+                raise error
+            self.skipped[file] = str(error)
+        return batch
 
     def _start(self, epoch: int) -> None:
         transform = getattr(self.loader.dataset, "transform", None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import multiprocessing
 import pickle
 import shutil
 
@@ -90,6 +91,7 @@ def test_damaged_files_stop_the_run_or_are_listed(few, workers, cache):
     make = {"batch_size": 3, "shuffle": False, "seed": 0, "cache": cache, "workers": workers, "augment": False}
     with pytest.raises(DicomError, match="not a DICOM file"):
         list(loader(few, preprocess, **make))
+    assert not multiprocessing.active_children(), "workers outlive the error"
     batches = loader(few, preprocess, **make, on_error="skip")
     for _ in range(2):
         assert np.array_equal(drawn(batches)[0], np.delete(whole, (3, 4, 5), axis=0))
