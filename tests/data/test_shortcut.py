@@ -73,12 +73,12 @@ def test_noise_is_no_evidence():
 
 
 def test_copies_of_one_patient_count_once_and_stand_on_one_side():
-    # 40 patients with 8 pictures each, every patient with a border of its own: it can be learned by heart only
+    # 40 patients with 7 pictures each, every patient with a border of its own: it can be learned by heart only
     random = np.random.default_rng(1)
     rows, labels, groups = [], [], []
     for patient in range(40):
         shade = random.uniform(0, 1000)
-        for _ in range(8):
+        for _ in range(7):
             pixels = random.uniform(0, 1000, (40, 48)).astype(np.float32)
             pixels[0], pixels[-1] = shade, shade
             rows.append(features(pixels, dataset_of(pixels), 5000))
@@ -86,7 +86,7 @@ def test_copies_of_one_patient_count_once_and_stand_on_one_side():
             groups.append(patient)
     (borders,) = find_shortcuts(rows, labels, groups, families=["borders"])
     assert borders.cases == 40 and borders.verdict == "no evidence"
-    (alone,) = find_shortcuts(rows, labels, list(range(320)), families=["borders"])
+    (alone,) = find_shortcuts(rows, labels, list(range(280)), families=["borders"])
     assert alone.verdict == "predicts"
 
 
