@@ -57,10 +57,8 @@ def run(station: Station) -> None:
             return
         journal = station.journal()
         worker = Worker(station, journal)
-        worker.refresh()
         done = 0
         while not station.rest(0.0 if done else TICK_S):
-            worker.refresh()
             done = worker.step() or worker.shadow()
         worker.close()
         journal.close()
@@ -125,14 +123,16 @@ class Worker:
     def step(self) -> int:
         """Work on studies that are complete now, for a second or so; returns how many were finished.
 
-        What fails for want of disk or a runtime is tried again later.
+        Each group of studies has the models that are active when it begins. What fails for want of disk or a runtime is
+        tried again later.
         """
+        self.refresh()
         done, until = 0, time.monotonic() + TURN_S
         due = studies.due(self._journal, self._config.study.quiet_s, on_release=self._config.study.on_release)
         for group in groups(due, self._config.work.batch):
             if self._station.stop.is_set() or time.monotonic() > until:
                 break
-            self._station.beat()
+            self.refresh()
             done += self._work(group)
         return done
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from typer.main import get_command
+from workbench import Bench
 
 from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import app
@@ -13,6 +14,8 @@ from hscc_edge.data.cohort import read_cohort
 from hscc_edge.data.phantom import write_phantom
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.runtime import open_runtime
+from hscc_edge.serve.config import ServedModel
+from hscc_edge.validate.predict import predict
 
 RECIPE = """
 name = "cubes"
@@ -82,7 +85,29 @@ def test_a_study_is_one_input(volumes):
 
 def test_it_is_validated_against_its_original(volumes, capsys):
     words = ["validate", volumes / "small", "--reference", volumes / "dense", "--cohort", volumes / "cohort",
-             "--report", volumes / "report.html", "--json"]  # fmt: skip
+             "--report", volumes / "report.html", "--seconds", 0, "--json"]  # fmt: skip
     get_command(app).main([*map(str, words)], standalone_mode=False)
     told = json.loads(capsys.readouterr().out)
     assert told["cohort"]["cases"] == len(read_cohort(volumes / "cohort").select("test").cases("study"))
+
+
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_the_daemon_decides_a_study_as_validation_does(volumes, tmp_path):
+    cohort, bundle = read_cohort(volumes / "cohort").select("test"), read_bundle(volumes / "small")
+    runtime = open_runtime(bundle)
+    known = predict(bundle, runtime, cohort)
+    runtime.close()
+    made = Bench(tmp_path, volumes / "small", batch=2, model=(ServedModel(volumes / "small", "cubes"),))
+    studies = list(cohort.cases("study").items())[:3]
+    uids = [made.put([cohort.path(item).read_bytes() for item in items]) for _, items in studies]
+    short = made.put([cohort.path(item).read_bytes() for item in list(cohort.cases("study").values())[3][:3]])
+    assert made.work() == 4
+    found = {
+        study: json.loads(odds) for study, odds in made.journal.read("SELECT study, probabilities FROM observations")
+    }
+    decided = {case.key: case.decision.probabilities for case in known}
+    for uid in uids:
+        assert found[uid] == pytest.approx(decided[cohort.pseudonym(uid)], abs=1e-5)
+        assert made.states(uid) == [("reported", None)] * 6
+    assert made.states(short) == [("no-result", "no volume by the model's rules")] * 3
+    made.close()

@@ -3,109 +3,21 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 import pydicom
 import pytest
+from workbench import Bench, numbers, pixels_of, slices
 
-from hscc_edge.bundle import read_bundle
-from hscc_edge.runtime.startup import Started, timed_open
+from hscc_edge.runtime import infer_each, open_runtime
+from hscc_edge.runtime.startup import Started
 from hscc_edge.serve import studies
-from hscc_edge.serve.config import Config, Destination, Route, ServedModel, Study, Work
-from hscc_edge.serve.content import digest_of
-from hscc_edge.serve.inference import Confines, Inference
-from hscc_edge.serve.instances import NO_RESULT, REPORTED, Receipt, of_study, receive
-from hscc_edge.serve.station import Station, open_state
+from hscc_edge.serve.config import Route
+from hscc_edge.serve.instances import NO_RESULT, REPORTED
 from hscc_edge.serve.studies import current_report
-from hscc_edge.serve.timeline import timeline
-from hscc_edge.serve.work import Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-
-
-class Watched:
-    """A real runtime that counts its batches on disk, and does to itself what an image that it was marked with says."""
-
-    def __init__(self, runtime, log, marks) -> None:
-        self._runtime, self._log, self._marks, self.name = runtime, log, marks, runtime.name
-
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        with self._log.open("a") as log:
-            log.write(f"{len(images)}\n")
-        for marked, deed in self._marks:
-            if any(np.array_equal(image, marked) for image in images):
-                deed()
-        return self._runtime.infer(images)
-
-    def close(self) -> None:
-        self._runtime.close()
-
-
-class Bench:
-    """A station whose studies are put straight into its journal."""
-
-    def __init__(self, root, dense, batch: int = 1, marks=(), **settings) -> None:
-        self.log, self.marks = root / "batches", list(marks)
-        config = Config(
-            root / "state",
-            settings.pop("model", (ServedModel(dense, "tiny"),)),
-            (Destination("archive"),),
-            study=Study(quiet_s=0.0),
-            work=Work(batch=batch, timeout_s=settings.pop("timeout_s", 120.0)),
-            **settings,
-        )
-        self.station = Station(config, open_state(root / "state"))
-        self.journal = self.station.journal()
-        self.spool = self.station.spool()
-        self.worker = Worker(self.station, self.journal, self.opening)
-        self.worker.refresh()
-        self.log.write_text("")
-
-    def opening(self, station: Station, bundle) -> Inference:
-        def opening() -> Started:
-            found = timed_open(bundle)
-            runtime = Watched(found.runtime, self.log, self.marks)
-            return Started(runtime, found.load_s, found.first_inference_ms, found.warm_inference_ms)
-
-        work = station.config.work
-        return Inference(opening, bundle.spec.input_shape, work.batch, Confines(work.timeout_s), station.beat)
-
-    def put(self, files: Sequence[bytes], priority: int = 0) -> str:
-        """Receive a study; its UID."""
-        receipts = []
-        for content in files:
-            header = pydicom.dcmread(BytesIO(content), stop_before_pixels=True)
-            uids = str(header.SeriesInstanceUID), str(header.StudyInstanceUID)
-            receipts.append(
-                Receipt(
-                    str(header.SOPInstanceUID), str(header.SOPClassUID), digest_of(content), *uids,
-                    self.spool.keep(content), len(content), "dimse", self.station.who(uids[1]), time.time(), priority,
-                )
-            )  # fmt: skip
-        receive(self.journal, receipts)
-        return receipts[0].study
-
-    def work(self) -> int:
-        """Until nothing is due; how many studies were finished."""
-        done = 0
-        while studies.due(self.journal, 0.0):
-            done += self.worker.step()
-        return done
-
-    def states(self, study: str) -> list[tuple[str, str | None]]:
-        return [(row.state, row.reason) for row in of_study(self.journal, study)]
-
-    def sizes(self) -> list[int]:
-        return [int(line) for line in self.log.read_text().split()]
-
-    def kinds(self, study: str) -> list[str]:
-        return [event.kind for event in timeline(self.journal, study)]
-
-    def close(self) -> None:
-        self.worker.close()
-        self.journal.close()
 
 
 @pytest.fixture
@@ -119,35 +31,6 @@ def bench(tmp_path, dense):
     yield build
     for item in made:
         item.close()
-
-
-def slices(phantom, name: str, count: int, start: int = 0, **changes) -> list[bytes]:
-    """Some slices of the phantom as one study of that name."""
-    found = []
-    for number, item in enumerate(phantom.instances[start : start + count]):
-        dataset = pydicom.dcmread(phantom.path(item))
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"1.2.{name}", f"1.2.{name}.1"
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{name}.1.{number}"
-        for keyword, value in changes.items():
-            setattr(dataset, keyword, value)
-        buffer = BytesIO()
-        dataset.save_as(buffer)
-        found.append(buffer.getvalue())
-    return found
-
-
-def pixels_of(dense, content: bytes) -> np.ndarray:
-    """What the network is given of a file."""
-    from hscc_edge.data.dicom import read_image
-    from hscc_edge.data.preprocess import parse_preprocess
-
-    return parse_preprocess(read_bundle(dense).spec.preprocess)(read_image(BytesIO(content)))
-
-
-def numbers(report: bytes) -> list[float]:
-    """The measured values of a report, in its order."""
-    dataset = pydicom.dcmread(BytesIO(report))
-    return [float(element.value) for element in dataset.iterall() if element.keyword == "NumericValue"]
 
 
 def crash() -> None:
@@ -164,11 +47,9 @@ def test_studies_share_batches_and_decide_as_alone(bench, phantom):
     observed = made.journal.read("SELECT study, label, probabilities, energy, inputs, latency_ms FROM observations")
     assert [row[0] for row in observed] == uids and all(row[1] and row[3] < 0 and row[5] > 0 for row in observed)
     assert '"noise"' in observed[0][4] and "1.2." not in observed[0][4]
-    from hscc_edge.runtime import infer_each, open_runtime
-
     runtime = open_runtime(made.worker._lanes["tiny"].bundle)
     for number, (uid, found) in enumerate(zip(uids, shared, strict=True), start=1):
-        inputs = [pixels_of(made.worker._lanes["tiny"].bundle.root, c) for c in slices(phantom, "x", 3, 3 * number)]
+        inputs = [pixels_of(made.worker._lanes["tiny"].bundle.root, c) for c in slices(phantom, str(number), 3, 3 * number)]
         logits = infer_each(runtime, inputs).astype(float)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         mean = (odds / odds.sum(1, keepdims=True)).mean(0)
