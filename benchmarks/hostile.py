@@ -33,23 +33,41 @@ from pydicom.uid import generate_uid
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
 import attacks_dicom
-from attacks_dicom import Ledger, Outcome, Target
+import attacks_files
+import attacks_http
+from attacks_dicom import Ledger, Outcome
 from box import Box, storescu, wait_for
 from pdu_mutations import record
 
 from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, read_cohort
+from hscc_edge.serve.accounts import OPERATOR, accounts_file, add_account
 from hscc_edge.serve.instances import TERMINAL
 from hscc_edge.serve.receiver import receive
 
 IDLE_S = 2.0
 MOST_MIB = 8
+HTTP_S = 40.0
 # What the attacks may add to the daemon's memory, all its processes together: one object for each of the associations
 # that are allowed, and once what one hostile file may take while it is decoded (`data/limits.py`).
 BOUND_MIB = 768.0
+ACCOUNT, PASSWORD = "operator", "a password of several words"
 SETTINGS = {
-    "processes": f"2\nidle_s = {IDLE_S}\nmax_object_mib = {MOST_MIB}\nmax_associations = 32",
+    "processes": f"2\nidle_s = {IDLE_S}\nmax_object_mib = {MOST_MIB}\n"
+    "max_associations = 32\nmax_associations_per_peer = 24",
     "quiet_s": 0.5,
+    "more": """
+[work]
+memory_mib = 512
+timeout_s = 30.0
+[web]
+enabled = true
+port = 0
+stow = true
+[[folder]]
+path = "drop"
+settle_s = 0.2
+""",
 }
 
 
@@ -109,22 +127,35 @@ def _send(watch: Watch, port: int, source: Path, scratch: Path) -> None:
         dataset.StudyInstanceUID = generate_uid()
         dataset.save_as(path)
         began = time.monotonic()
-        watch.acknowledged += len(storescu(port, [path]))
+        served = len(storescu(port, [path]))
+        watch.acknowledged += served
         watch.sent += 1
+        if not served:
+            print(f"{time.strftime('%H:%M:%S')} the good sender was not served", file=sys.stderr, flush=True)
         watch.slowest_s = max(watch.slowest_s, time.monotonic() - began)
 
 
 def attack(root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int) -> dict[str, Any]:
-    """Run every attack against one daemon; `tries` mutated associations, the others in proportion."""
+    """Run every attack against one daemon; `tries` mutated associations, the others in proportion.
+
+    The daemon's log is left in `root`.
+    """
     source = cohort.path(cohort.instances[0])
     recorded = record(source, root / "recording")
     ledger = Ledger()
+    (root / "drop").mkdir()
     with receive(root / "archive") as archive:
         box = Box(root, bundle, archive, **SETTINGS)
         process, port = box.start()
-        target = Target(port, recorded, ledger, IDLE_S, MOST_MIB)
+        add_account(accounts_file(root / "state"), ACCOUNT, OPERATOR, PASSWORD)
+        web = int(json.loads((root / "state" / "daemon.json").read_text())["ports"]["web"])
+        targets = (
+            attacks_dicom.Target(port, recorded, ledger, IDLE_S, MOST_MIB),
+            attacks_http.Target(web, recorded, ledger, HTTP_S, ACCOUNT, PASSWORD),
+            attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
+        )
         with watched(process.pid, port, cohort.path(cohort.instances[1]), root) as watch:
-            outcomes = dict(_outcomes(target, tries, seed))
+            outcomes = dict(_outcomes(targets, tries, seed))
             settled = wait_for(lambda: _settled(root), 300)
         alive = process.poll() is None
         process.terminate()
@@ -132,12 +163,14 @@ def attack(root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int) -> d
     return _summary(root, box, outcomes, watch, ledger, alive and settled)
 
 
-def _outcomes(target: Target, tries: int, seed: int) -> Iterator[tuple[str, Outcome]]:
+def _outcomes(targets: tuple[Any, Any, Any], tries: int, seed: int) -> Iterator[tuple[str, Outcome]]:
     share = tries / 10_000
-    yield "mutated associations", attacks_dicom.mutated(target, tries, seed, senders=8)
-    for name, (run, count) in attacks_dicom.ATTACKS.items():
-        print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
-        yield name, run(target, max(2, round(count * share)))
+    yield "mutated associations", attacks_dicom.mutated(targets[0], tries, seed, senders=8)
+    yield "mutated HTTP requests", attacks_http.mutated(targets[1], tries, seed, senders=8)
+    for target, module in zip(targets, (attacks_dicom, attacks_http, attacks_files), strict=True):
+        for name, (run, count) in module.ATTACKS.items():
+            print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+            yield name, run(target, max(2, round(count * share)))
 
 
 def _settled(root: Path) -> bool:
@@ -217,7 +250,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         cohort = read_cohort(arguments.cohort)
-        found = attack(Path(scratch), cohort, arguments.bundle.resolve(), arguments.tries, arguments.seed)
+        root = Path(scratch)
+        found = attack(root, cohort, arguments.bundle.resolve(), arguments.tries, arguments.seed)
+        durable.write_bytes(arguments.out / "daemon.log", (root / "daemon.log").read_bytes())
     machine = {
         "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
         "pynetdicom": version("pynetdicom"), "date": time.strftime("%Y-%m-%d"), "seed": arguments.seed,

@@ -87,9 +87,10 @@ def post(url: str, content: bytes, **headers: str) -> httpx.Response:
 def begun(url: str, content: bytes, announced: int):
     """A connection on which a request was begun that announces more than was sent."""
     host, port = url.split("/")[2].split(":")
-    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {KIND}\r\nContent-Length: {announced}\r\n"
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: {host}\r\nContent-Type: {KIND}\r\n"
+    head += f"Content-Length: {announced}\r\n\r\n"
     with socket.create_connection((host, int(port))) as client:
-        client.sendall(head.encode() + b"\r\n" + content)
+        client.sendall(head.encode() + content)
         yield client
 
 
