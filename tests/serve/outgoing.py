@@ -28,7 +28,7 @@ def bundle(name: str = "brain", **changes: Any) -> Bundle:
     spec = Spec(
         name=name, version=4, network={}, preprocess=[], decision={"unit": "study", "least_probability": 0.5},
         head={"kind": "softmax", "labels": list(FINDINGS)}, findings=FINDINGS, site=Code("12738006", "SCT", "Brain"),
-        procedure=Code("30657-1", "LN", "MR Brain WO contrast"),
+        procedure=Code("25056-3", "LN", "MRI unspecified body region"),
     )  # fmt: skip
     return Bundle(Path("/none"), replace(spec, **changes), "ab" * 32, {})
 
