@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from hscc_edge.errors import ConfigError, extra
-from hscc_edge.serve import dashboard, health, metrics, stow
+from hscc_edge.serve import dashboard, health, metrics, stow, tls
 from hscc_edge.serve.config import Tls
 from hscc_edge.serve.config_rules import is_loopback
 from hscc_edge.serve.connections import guarded_protocol, sweep
@@ -93,18 +93,9 @@ async def _beat(station: Station, server: uvicorn.Server) -> None:
         await asyncio.sleep(TICK_S)
 
 
-def server_context(tls: Tls) -> ssl.SSLContext:
-    """TLS 1.2 or later; a client's certificate is checked if it shows one."""
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(tls.certificate, tls.key)
-        context.load_verify_locations(tls.authorities)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the certificates of [web.tls] cannot be used ({type(error).__name__}): expected PEM files of a "
-            "certificate, its key and the authorities"
-        ) from error
+def server_context(settings: Tls) -> ssl.SSLContext:
+    """TLS as at the DICOM door, but that a client need not show a certificate; if it does, that is checked."""
+    context = tls.server_context(settings)
     context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
