@@ -38,6 +38,8 @@ class Listener:
         max_object_mib: a larger object is refused with 0xA700 (PS3.4 B.2.3).
         idle_s: longest wait for a peer's next PDU, and for the whole of one.
         commitment: answer storage commitment requests of senders (PS3.4 J), see docs/operations.md for the rule.
+        commitment_peers: "AE@host:port" of senders that get the report on an association of our own; all others get it
+            on the association of their request, as long as it lasts.
         insecure: needed to listen beyond loopback without TLS, since an AE title is no authentication.
     """
 
@@ -55,6 +57,7 @@ class Listener:
     max_object_mib: int = 512
     idle_s: float = 60.0
     commitment: bool = False
+    commitment_peers: tuple[str, ...] = ()
     tls: Tls | None = None
     insecure: bool = False
 

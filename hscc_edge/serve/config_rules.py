@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from pydicom.uid import UID
+
 from hscc_edge.serve.config import KIND_FORMS, Config, Destination, Listener, Web
+from hscc_edge.serve.contexts import SYNTAXES, uid_of
 from hscc_edge.serve.studies import PRIORITIES
 
 Keys = tuple[str | int, ...]
@@ -67,6 +71,19 @@ def _addresses(config: Config) -> Iterator[Fault]:
                 ("dicom", "allowed_addresses"),
                 f"allowed_addresses names {address!r}: expected an address or a network such as 10.1.2.0/24",
             )
+
+
+def _dicom(config: Config) -> Iterator[Fault]:
+    for text in config.dicom.commitment_peers:
+        if not re.fullmatch(r"[^@\\]{1,16}@[^@]+:[0-9]{1,5}", text):
+            yield ("dicom", "commitment_peers"), f"commitment_peers names {text!r}: expected AE@host:port"
+    for name in config.dicom.sop_classes:
+        if uid_of(name) is None:
+            yield ("dicom", "sop_classes"), f"sop_classes names {name!r}: expected a UID, or a keyword of PS3.6"
+    for name in config.dicom.transfer_syntaxes:
+        if uid_of(name) not in SYNTAXES:
+            known = ", ".join(UID(uid).keyword for uid in SYNTAXES)
+            yield ("dicom", "transfer_syntaxes"), f"transfer_syntaxes names {name!r}: expected some of {known}"
 
 
 def _doors(config: Config) -> Iterator[Fault]:
@@ -159,5 +176,5 @@ def is_loopback(host: str) -> bool:
 
 
 RULES: tuple[Callable[[Config], Iterator[Fault]], ...] = (
-    _ranges, _titles, _addresses, _doors, _models, _routes, _destinations, _hysteresis, _records,
+    _ranges, _titles, _addresses, _dicom, _doors, _models, _routes, _destinations, _hysteresis, _records,
 )  # fmt: skip

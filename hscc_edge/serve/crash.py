@@ -12,7 +12,7 @@ import signal
 POINTS = (
     "object-received", "draft-synced", "draft-renamed", "directory-synced", "receipt-committed", "reply-ready",
     "study-claimed", "study-decoded", "study-inferred", "report-built", "study-finished",
-    "delivery-begun", "delivery-answered", "delivery-noted", "commitment-asked", "commitment-answered",
+    "delivery-begun", "delivery-answered", "delivery-noted", "commitment-asked", "commitment-answered", "commitment-reported",
     "model-installed", "model-switched", "removal-noted", "files-removed",
 )  # fmt: skip
 

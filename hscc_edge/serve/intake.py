@@ -10,14 +10,19 @@ import logging
 import re
 import socket
 import sqlite3
+import threading
 import time
 from collections import Counter
 from typing import Any
 
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
 from hscc_edge.errors import StorageError, extra
-from hscc_edge.serve import contexts, studies, tls
+from hscc_edge.serve import commitment_scp, contexts, studies, tls
 from hscc_edge.serve.admission import NOT_UNDERSTOOD, SUCCESS, Admission, Verdict
 from hscc_edge.serve.audit import audit
+from hscc_edge.serve.commitment import on_event_report
+from hscc_edge.serve.commitment_scp import PUSH_MODEL
 from hscc_edge.serve.content import UID
 from hscc_edge.serve.draft import Draft, head_of
 from hscc_edge.serve.journal import Journal
@@ -35,7 +40,9 @@ with extra("device"):
     from pynetdicom.transport import AddressInformation
 
 LOG = logging.getLogger(__name__)
-DRAIN_S = 2.0
+DRAIN_S, REPORT_EVERY_S = 2.0, 1.0
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+NOT_AUTHORISED = 0x0124  # PS3.7 annex C
 MOST_IN_LOBBY, LONGEST_IN_LOBBY_S = 64, 10.0
 LIMIT_EXCEEDED, ADDRESS = (0x02, 0x03, 0x02), (0x01, 0x01, 0x01)  # result, source, reason: PS3.8 section 9.3.4
 
@@ -62,6 +69,8 @@ class Intake:
         self._lobby = Lobby(MOST_IN_LOBBY)
         self._tls = None if door.tls is None else tls.server_context(door.tls)
         self._entity = _entity(station)
+        asks = door.commitment or any(item.commitment for item in self._config.destination)
+        self.services = {str(Verification), *([PUSH_MODEL] if asks else [])}
         self._listener = Listener(station.sockets["dicom"], self._begin)
 
     def start(self) -> None:
@@ -69,6 +78,18 @@ class Intake:
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom formats a text of each message otherwise
         self._spool.sweep_drafts()
         self._listener.start()
+        if self._config.dicom.commitment and self._config.dicom.commitment_peers:
+            threading.Thread(target=self._report, name="promises", daemon=True).start()
+
+    def _report(self) -> None:
+        """Tell senders of our promises over associations of our own."""
+        journal = self._station.journal()
+        while not self._station.stop.wait(REPORT_EVERY_S):
+            try:
+                commitment_scp.step(self._station, journal, self._spool)
+            except (OSError, sqlite3.Error) as error:
+                LOG.error("event=commitment_failed reason=%s", type(error).__name__)
+        journal.close()
 
     def stop(self) -> None:
         """Accept no more, let associations end for a moment, abort the others; these send again without an answer.
@@ -111,6 +132,9 @@ class Intake:
         served.bind(evt.EVT_ACCEPTED, visit.accepted)
         served.bind(evt.EVT_RELEASED, visit.released)
         served.bind(evt.EVT_C_ECHO, lambda event: SUCCESS)
+        served.bind(evt.EVT_N_ACTION, visit.commitment_asked)
+        served.bind(evt.EVT_N_EVENT_REPORT, visit.commitment_answered)
+        served.on_idle = visit.report
         return served
 
 
@@ -120,6 +144,7 @@ class _Visit:
     def __init__(self, intake: Intake, served: Served, connection: socket.socket, peer: str) -> None:
         self._intake, self._served, self._connection, self._peer = intake, served, connection, peer
         self._seat: tuple[int, int] | None = None
+        self._promises: list[int] = []
         self._studies = Counter[str]()
         acceptor = served.acceptor
         acceptor.ae_title, acceptor.maximum_length = intake._config.dicom.ae_title, intake._config.dicom.max_pdu
@@ -148,10 +173,11 @@ class _Visit:
         names, wanted = self._intake._config.dicom.sop_classes, dict[str, list[str]]()
         for context in offered:
             uid = str(context.abstract_syntax)
-            if uid == Verification or contexts.takes_class(names, uid):
-                found = [str(syntax) for syntax in context.transfer_syntax if str(syntax) in self._intake._syntaxes]
+            if uid in self._intake.services or contexts.takes_class(names, uid):
+                syntaxes = PLAIN if uid in self._intake.services else self._intake._syntaxes
+                found = [str(syntax) for syntax in context.transfer_syntax if str(syntax) in syntaxes]
                 wanted.setdefault(uid, []).extend(found)
-        return [build_context(uid, list(dict.fromkeys(found))) for uid, found in wanted.items() if found]
+        return [_context(uid, found) for uid, found in wanted.items() if found]
 
     def _reject(self, code: tuple[int, int, int], reason: str) -> None:
         self._refused(reason)
@@ -197,6 +223,30 @@ class _Visit:
         title = str(self._served.requestor.ae_title)
         return f"{re.sub('[^A-Za-z0-9_. -]', '?', title)}@{self._peer}"
 
+    def commitment_asked(self, event: Any) -> tuple[int, None]:
+        """A sender wants a promise; those without an address get it on this association."""
+        if not self._intake._config.dicom.commitment:
+            return NOT_AUTHORISED, None
+        title = str(self._served.requestor.ae_title)
+        status, number = commitment_scp.request(self._intake._journal, title, event)
+        if number is not None and title not in commitment_scp.addresses(self._intake._config.dicom):
+            self._promises.append(number)
+        return status, None
+
+    def commitment_answered(self, event: Any) -> tuple[int, None]:
+        """An archive promises to keep our results."""
+        return on_event_report(self._intake._journal, self._intake._station, event.event_information), None
+
+    def report(self) -> None:
+        """Answer requests for promises, between two messages."""
+        intake = self._intake
+        while self._promises and self._served.is_established:
+            given = commitment_scp.promise(intake._journal, self._promises.pop(0))
+            if given is not None:
+                self._served._is_paused = True  # this is its own thread: nothing runs beside it
+                commitment_scp.tell(intake._station, intake._journal, intake._spool, given, self._served)
+                self._served._is_paused = False
+
     def released(self, event: Any) -> None:
         """Its sender has said that this was all."""
         if not self._intake._config.study.on_release or not self._studies:
@@ -215,6 +265,13 @@ class _Visit:
         for study, number in self._studies.items():
             key = self._intake._station.who(study)
             self._intake._tell("study-received", study=key, instances=number, door="dimse", peer=self._name())
+
+
+def _context(uid: str, syntaxes: list[str]) -> Any:
+    found = build_context(uid, list(dict.fromkeys(syntaxes)))
+    if uid == PUSH_MODEL:  # asked by a sender, or answered by an archive that then is the provider
+        found.scu_role = found.scp_role = True
+    return found
 
 
 def _entity(station: Station) -> Any:

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS instances (
     state TEXT NOT NULL, reason TEXT, received REAL NOT NULL, removed REAL, UNIQUE (sop, digest));
 CREATE INDEX IF NOT EXISTS instances_study ON instances (study, state);
 CREATE INDEX IF NOT EXISTS instances_open ON instances (study) WHERE state = 'received';
+CREATE INDEX IF NOT EXISTS instances_aside ON instances (id) WHERE state IN ('no-result', 'conflict');
 CREATE INDEX IF NOT EXISTS instances_kept ON instances (received) WHERE removed IS NULL;
 CREATE TABLE IF NOT EXISTS reports (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL REFERENCES studies, model TEXT NOT NULL,
@@ -65,6 +66,9 @@ CREATE TABLE IF NOT EXISTS observations (
 CREATE INDEX IF NOT EXISTS observations_study ON observations (study);
 CREATE INDEX IF NOT EXISTS observations_model ON observations (digest, id);
 CREATE TABLE IF NOT EXISTS audit_messages (id INTEGER PRIMARY KEY, time REAL NOT NULL, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS promises (
+    id INTEGER PRIMARY KEY, transaction_uid TEXT NOT NULL, peer TEXT NOT NULL, asked TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, next_tick REAL NOT NULL, state TEXT NOT NULL, UNIQUE (peer, transaction_uid));
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -154,6 +158,7 @@ class Journal:
         with self.transaction() as db:
             db.execute("UPDATE studies SET last_tick = ?, not_before = 0", (ticks(),))
             db.execute("UPDATE deliveries SET next_tick = 0")
+            db.execute("UPDATE promises SET next_tick = 0")
             db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -159,17 +160,33 @@ class Messages(DIMSEServiceProvider):
         self._served = association
         self._command, self._memory_bytes = bytearray(), 0
         self._storing: tuple[StoreRequest, Draft] | None = None
+        self._later: deque[Any] = deque()
 
     def get_msg(self, block: bool = False) -> Any:
         """The next message; (None, None) if there is none now, or, with `block`, in the time for an answer."""
-        if self._served.ends and not block:
-            self._served.abort()
+        if not block:
+            self._be_idle()
         deadline = time.monotonic() + ((self.dimse_timeout or 0.0) if block else TURN_S)
         while self.msg_queue.empty() and self.dul.to_user_queue.empty() and self.dul.is_alive():
             left = deadline - time.monotonic()
             if left <= 0 or self._served.ends or (not self._served.dul.step(min(TURN_S, left)) and not block):
                 break
-        return super().get_msg(block=False) if not self.msg_queue.empty() else (None, None)
+        if self.msg_queue.empty():
+            return None, None
+        context, found = super().get_msg(block=False)
+        if block and (isinstance(found, _Object) or getattr(found, "is_valid_request", False)):
+            self._later.append((context, found))  # a request that comes while we wait for an answer has its turn later
+            return self.get_msg(block=True)
+        return context, found
+
+    def _be_idle(self) -> None:
+        """Between two messages."""
+        while self._later:
+            self.msg_queue.put(self._later.popleft())
+        if self._served.ends:
+            self._served.abort()
+        elif self.msg_queue.empty() and self._served.is_established:
+            self._served.on_idle()
 
     def receive_primitive(self, primitive: Any) -> None:
         """Take fragments in: (context, control header and content), PS3.8 annex E."""
@@ -219,6 +236,8 @@ class Messages(DIMSEServiceProvider):
         """Remove drafts of objects that nobody will take in, since the association has ended."""
         if self._storing is not None:
             self._storing[1].give_up()
+        while self._later:
+            self.msg_queue.put(self._later.popleft())
         while not self.msg_queue.empty():
             _, found = self.msg_queue.get_nowait()
             if isinstance(found, _Object):

@@ -1,0 +1,94 @@
+"""The intake in the test's own process, on a socket of loopback, without a model behind it."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from hscc_edge.serve.config import Config, Listener, ServedModel
+from hscc_edge.serve.intake import Intake
+from hscc_edge.serve.station import Station, open_state
+
+
+class Doorway:
+    """A listening intake; `rows` and `left` look at what it has kept and left behind."""
+
+    def __init__(self, root: Path, door: Listener, **settings: object) -> None:
+        self.root = root
+        self.config = Config(root / "state", (ServedModel(root),), dicom=door, **{"reserve_mib": 0, **settings})
+        self.listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self.listening.getsockname()[1]
+        self.station = Station(self.config, open_state(root / "state"), sockets={"dicom": self.listening})
+        self.journal = self.station.journal()
+        self.intake = Intake(self.station, self.station.journal(), self.station.spool())
+        self.intake.start()
+
+    def rows(self, query: str = "SELECT sop, state FROM instances") -> list[tuple[object, ...]]:
+        return self.journal.read(query)
+
+    def left(self) -> list[Path]:
+        """Files under the directories of drafts."""
+        return [path for path in (self.root / "state" / "drafts").rglob("*") if path.is_file()]
+
+    def kept(self) -> list[Path]:
+        return list((self.root / "state" / "spool").iterdir())
+
+    def close(self) -> None:
+        self.station.stop.set()
+        self.intake.stop()
+        self.journal.close()
+        self.listening.close()
+
+
+@contextmanager
+def doorway(root: Path, door: Listener | None = None, **settings: object):
+    found = Doorway(root, door or Listener(), **settings)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+class Orthanc:
+    """A real archive that knows one modality, "edge"."""
+
+    def __init__(self, root: Path, dicom_port: int, edge_port: int) -> None:
+        root.mkdir()
+        self.http = free_port()
+        settings = {
+            "StorageDirectory": str(root / "db"), "IndexDirectory": str(root / "db"), "DicomPort": dicom_port,
+            "HttpPort": self.http, "DicomAet": "ORTHANC", "Plugins": [], "AuthenticationEnabled": False,
+            "RemoteAccessAllowed": False, "DicomModalities": {"edge": ["HSCC_EDGE", "127.0.0.1", edge_port]},
+        }  # fmt: skip
+        (root / "orthanc.json").write_text(json.dumps(settings))
+        self.log = (root / "log").open("wb")
+        self.process = subprocess.Popen(
+            ["/usr/sbin/Orthanc", str(root / "orthanc.json")], stdout=self.log, stderr=self.log
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.ask("/system")
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        raise RuntimeError((root / "log").read_text())
+
+    def ask(self, path: str, body: object = None):
+        data = None if body is None else (body if isinstance(body, bytes) else json.dumps(body).encode())
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", data, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self.log.close()
