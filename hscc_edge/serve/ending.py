@@ -50,7 +50,9 @@ def ending(station: Station, journal: Journal, spool: Spool, reading: Reading, l
     """
     reasons: dict[int, dict[str, str]] = {row.id: {} for row in reading.rows}
     reported: set[int] = set()
-    reports, observed, failed = [], [], {}
+    reports: list[NewReport] = []
+    observed: list[Observed] = []
+    failed: dict[str, str] = {}
     for lane in lanes:
         dropped = reading.dropped(lane.name)
         for row in reading.rows:
