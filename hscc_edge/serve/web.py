@@ -57,6 +57,7 @@ def run(station: Station) -> None:
     """The process; ends when the station is to stop."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).disabled = True
+    context = server_context(station.config.web.tls) if station.config.web.tls is not None else None
     app = application(station)
     protocol: Any = guarded_protocol
     settings = uvicorn.Config(
@@ -65,8 +66,7 @@ def run(station: Station) -> None:
         timeout_graceful_shutdown=DRAIN_S, h11_max_incomplete_event_size=MOST_HEADERS, loop="asyncio",
     )  # fmt: skip
     settings.load()
-    if station.config.web.tls is not None:
-        settings.ssl = server_context(station.config.web.tls)
+    settings.ssl = context
     try:
         asyncio.run(_serve(station, uvicorn.Server(settings)))
     finally:

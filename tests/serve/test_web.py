@@ -273,8 +273,8 @@ def test_so_many_streams_and_no_more(plain, monkeypatch):
 
 def test_certificates_that_cannot_be_used_are_told(tmp_path):
     found = filled.station(tmp_path, web=Web(enabled=True, tls=Tls(*[tmp_path / "none.pem"] * 3)))
-    with pytest.raises(ConfigError, match="cannot be used"):
-        web.run(replace(found, sockets={"web": socket.socket()}))
+    with socket.socket() as door, pytest.raises(ConfigError, match="cannot be used"):
+        web.run(replace(found, sockets={"web": door}))
 
 
 def test_the_daemon_serves_it(dense, tmp_path):
