@@ -1,5 +1,5 @@
 # setup: .venv with everything; demo: the whole path; test: lint, types, tests; test-arm64, test-image: the device's software
-# under qemu; fuzz: hostile DICOM files; bench-*: figures on real data
+# under qemu; fuzz: hostile DICOM files; soak: the daemon killed POINTS times; bench-*: figures on real data
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
+POINTS ?= 1000
 
-.PHONY: setup system demo lint test test-arm64 test-image fuzz bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-arm64 test-image fuzz soak bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -52,6 +53,10 @@ bench-cohort: setup
 	$(BIN)/python benchmarks/duplicates.py --data "$(DATA)" --out "$(OUT)/duplicates"
 	$(BIN)/python benchmarks/scan.py --files 20000 --rounds 2 --out "$(OUT)/scan"
 	$(BIN)/python benchmarks/calibration.py --data "$(DATA)" --out "$(OUT)/calibration"
+
+# as root for the small full volume, else that is left out; half an hour on two quiet cores
+soak: setup system
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --points $(POINTS) --out "$(OUT)"
 
 fuzz: setup system
 	$(BIN)/python benchmarks/fuzz_dicom.py --files 5000 --out "$(OUT)/fuzz"

@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --points 1000 --out DIR [--seed 1] [--jobs 2]
 
-`summary.json` in DIR tells what was tried and what came of it; the state of a campaign that broke the contract is kept in
-DIR/failed-N, to be looked at by soak_check.py. docs/soak.md says what is tried and how.
+`summary.json` in DIR tells what was tried and what came of it; the state of a campaign that broke the contract is kept
+in DIR/failed-N, to be looked at by soak_check.py. docs/soak.md says what is tried and how.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import shutil
 import sqlite3
 import subprocess
@@ -27,43 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import soak_faults
-from soak_archive import MOODS
-from soak_campaign import Broken, Campaign, Point
-from soak_points import DO, ERRORS, KILLS, SINGLE, count_of
+from soak_campaign import Broken, Campaign, Made, Point
+from soak_models import small_bundles
+from soak_plan import EACH, FILLED, SWEEPS, plan
+from soak_points import DO, KILLS
+from soak_volume import small_volume
 
-POINTS_EACH = 25
-# Of a hundred kills; what kills nothing comes on top: failures of the disk and the archive, one each to so many kills.
-SHARES = {"crash": 40, "instant": 25, "single": 20, "power": 15}
-BESIDES = {"disk": 8, "disk-at-start": 24, "mood": 12}
-DETAILS = {"single": SINGLE, "mood": MOODS, "disk": (*ERRORS,), "disk-at-start": (*ERRORS,)}
-SWEEPS = [(kind, error) for kind in ("sweep-start", "sweep-load") for error in ERRORS]
-RECIPE = """
-name = "soak"
-preprocess = [
-  { name = "percentile", lower = 1.0, upper = 99.0 },
-  { name = "resize", height = 64, width = 64 },
-  { name = "channels", count = 1 },
-  { name = "normalise", mean = [0.3], std = [0.25] },
-]
-[network]
-name = "alexnet"
-args = { pool = 1, hidden = 32, dropout = 0.0 }
-[decision]
-unit = "study"
-minimum_images = 2
-[train]
-epochs = 1
-batch_size = 16
-seed = 3
-[site]
-value = "12738006"
-scheme = "SCT"
-meaning = "Brain"
-[procedure]
-value = "113091000"
-scheme = "SCT"
-meaning = "Magnetic resonance imaging"
-"""
+TOLD = ("points", "acknowledged", "lost", "results", "duplicated_results")
+NOTHING = {"problems": [], "seconds": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,42 +43,23 @@ class Order:
     number: int
     root: Path
     out: Path
-    bundle: Path
-    model: Path
+    made: Made
     library: Path
     seed: int
     points: Sequence[Point]
     more: str
 
 
-def crash_points() -> tuple[str, ...]:
-    """The names in the code of the daemon that is tested."""
-    from hscc_edge.serve.crash import POINTS
-
-    return POINTS
-
-
-def plan(points: int, seed: int) -> list[Point]:
-    """So many kills in their shares, and what kills nothing on top, in random order."""
-    choice = random.Random(seed)
-    kinds = choice.choices([*SHARES], [*SHARES.values()], k=points)
-    kinds += [kind for kind, each in BESIDES.items() for _ in range(points // each)]
-    found = [Point(kind, _detail(kind, number, choice), choice.getrandbits(48)) for number, kind in enumerate(kinds)]
-    choice.shuffle(found)
-    return found
-
-
-def _detail(kind: str, number: int, choice: random.Random) -> str:
-    names = crash_points()
-    if kind == "crash" or (kind == "power" and number % 2):
-        return count_of(names[number % len(names)], choice)
-    details: Sequence[str] = DETAILS.get(kind, ("",))
-    return details[number % len(details)]
-
-
 def campaign(order: Order) -> dict[str, Any]:
     """Run one campaign; its figures, with `problems` if the contract was broken."""
-    running = Campaign(order.root, order.bundle, order.model, order.library, order.seed, order.more)
+    if all(point.kind != "full" for point in order.points):
+        return _campaign(order)
+    with small_volume(order.root / "state") as volume:
+        return {"small_volume": volume, **(_campaign(order) if volume else {**NOTHING, "campaign": order.number})}
+
+
+def _campaign(order: Order) -> dict[str, Any]:
+    running = Campaign(order.root, order.made, order.library, order.seed, order.more)
     found: dict[str, Any] = {"problems": []}
     began = time.monotonic()
     try:
@@ -149,9 +100,11 @@ def summary(found: Sequence[dict[str, Any]], seed: int, seconds: float) -> dict[
     kills = [count for name, count in total["kinds"].items() if name.partition(":")[0] in KILLS]
     return {
         "points": sum(kills), **total, "campaigns": len(found),
+        "small_volume": next((item["small_volume"] for item in found if "small_volume" in item), "not tried"),
         "failed_campaigns": [item["campaign"] for item in found if item["problems"]],
         "problems": [line for item in found for line in item["problems"]][:100],
-        "seed": seed, "seconds": round(seconds), "date": datetime.now(timezone.utc).date().isoformat(),
+        "seed": seed, "seconds": round(seconds),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release()},
         "versions": _versions(),
     }  # fmt: skip
@@ -173,49 +126,30 @@ def _versions() -> dict[str, str]:
     dcmtk = subprocess.run(["storescu", "--version"], capture_output=True, text=True).stdout
     return {
         "hscc_edge": commit.stdout.strip(), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version,
-        "pydicom": pydicom.__version__, "pynetdicom": pynetdicom.__version__, "dcmtk": dcmtk.split()[2] if dcmtk else "",
+        "pydicom": pydicom.__version__, "pynetdicom": pynetdicom.__version__,
+        "dcmtk": dcmtk.split()[2].lstrip("v") if dcmtk else "",
     }  # fmt: skip
 
 
-def small_bundle(folder: Path) -> tuple[Path, Path]:
-    """(bundle, an image): a tiny network, trained on a phantom within a minute."""
-    from typer.main import get_command
-
-    from hscc_edge.cli import app
-    from hscc_edge.data.phantom import write_phantom
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "bundle" / "manifest.json").exists():
-        write_phantom(folder / "cohort", patients=16, slices=3, size=64, seed=5)
-        (folder / "soak.toml").write_text(RECIPE)
-        for words in (
-            ["train", str(folder / "soak.toml"), "--cohort", str(folder / "cohort"), "--out", str(folder / "bundle")],
-            ["export", str(folder / "bundle"), "--cohort", str(folder / "cohort"), "--images", "4"],
-        ):
-            get_command(app).main(words, standalone_mode=False)
-    return folder / "bundle", next(iter(sorted((folder / "cohort").rglob("*.dcm"))))
-
-
 def soak(
-    points: int, out: Path, bundle: Path, model: Path, *, seed: int, jobs: int, each: int = POINTS_EACH, more: str = "",
-    sweeps: bool = False,
+    points: int, out: Path, made: Made, *, seed: int, jobs: int, each: int = EACH, sweeps: bool = False
 ) -> dict[str, Any]:
     """Run the campaigns, `jobs` at once, on a state directory of their own each; returns the summary.
 
-    `sweeps`: also let each single call that changes the disk fail, in a start and in a study's life.
+    `sweeps`: also fill a small volume, and let each single call that changes the disk fail, in a start and in a study's
+    life.
     """
-    began, planned = time.monotonic(), plan(points, seed)
+    began, parts = time.monotonic(), plan(points, seed, each)
+    if sweeps:
+        parts = [*(("", [Point(kind, error, seed)]) for kind, error in SWEEPS), ("", [*FILLED]), *parts]
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         library = soak_faults.build(Path(scratch))
-        parts = [planned[start : start + each] for start in range(0, len(planned), each)]
-        if sweeps:
-            parts = [*([Point(kind, error, seed)] for kind, error in SWEEPS), *parts]
         orders = [
-            Order(number, Path(scratch) / str(number), out, bundle, model, library, seed * 100_000 + number, part, more)
-            for number, part in enumerate(parts)
+            Order(number, Path(scratch) / str(number), out, made, library, seed * 100_000 + number, part, more)
+            for number, (more, part) in enumerate(parts)
         ]
+        found = []
         with ProcessPoolExecutor(jobs) as pool:
-            found = []
             for item in pool.map(campaign, orders):
                 found.append(item)
                 state = "ok" if not item["problems"] else f"FAILED: {item['problems'][0]}"
@@ -230,22 +164,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--each", type=int, default=POINTS_EACH, help="points on one state directory")
-    parser.add_argument("--bundle", type=Path, help="a bundle for single MR images; by default a tiny one is trained")
-    parser.add_argument("--model", type=Path, help="an MR image that the bundle can read")
+    parser.add_argument("--each", type=int, default=EACH, help="points on one state directory")
     parser.add_argument("--no-sweeps", action="store_true", help="leave out the failure of each single disk call")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    bundle, model = arguments.bundle, arguments.model
-    if bundle is None or model is None:
-        bundle, model = small_bundle(out / "small")
     found = soak(
-        arguments.points, out, bundle, model, seed=arguments.seed, jobs=arguments.jobs, each=arguments.each,
-        sweeps=not arguments.no_sweeps,
+        arguments.points, out, small_bundles(out / "small"), seed=arguments.seed, jobs=arguments.jobs,
+        each=arguments.each, sweeps=not arguments.no_sweeps,
     )  # fmt: skip
     (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps({name: found[name] for name in ("points", "acknowledged", "lost", "results", "duplicated_results")}))
+    print(json.dumps({name: found[name] for name in TOLD}))
     sys.exit(1 if found["failed_campaigns"] else 0)
 
 

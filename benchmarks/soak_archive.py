@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
@@ -39,7 +40,8 @@ class Archive:
         self._kept: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
         entity = AE(ae_title="ARCHIVE")
-        entity.supported_contexts = AllStoragePresentationContexts
+        for context in AllStoragePresentationContexts:  # one syntax, so that what arrives has the journal's very bytes
+            entity.add_supported_context(str(context.abstract_syntax), ExplicitVRLittleEndian)
         entity.add_supported_context(Verification)
         entity.add_supported_context(StorageCommitmentPushModel)
         entity.maximum_pdu_size = SMALL_PDU  # a report takes several, so that there is a middle to die in

@@ -1,4 +1,4 @@
-"""One state directory's life: the daemon on it is started, sent to, hurt, started again; then it may finish, and is checked."""
+"""One state directory's life: its daemon is started, sent to, hurt, started again; then it finishes and is checked."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ class Point:
         return f"{self.kind}:{self.detail.partition(':')[0]}" if self.detail else self.kind
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is served and sent: a bundle for single MR images, another of the same kind to switch to, an image."""
+
+    bundle: Path
+    other: Path | None
+    image: Path
+
+
 @dataclass(slots=True)
 class Tally:
     """What a campaign did; `unreached` are crash points that the daemon did not pass, so that it was killed at rest."""
@@ -57,13 +66,13 @@ class Broken(Exception):
 class Campaign:
     """Runs points on one state directory. Everything that it chooses comes from the points' seeds."""
 
-    def __init__(self, root: Path, bundle: Path, model: Path, library: Path, seed: int, more: str = "") -> None:
-        self.root, self.seed, self.tally = root, seed, Tally()
-        root.mkdir(parents=True)
+    def __init__(self, root: Path, made: Made, library: Path, seed: int, more: str = "") -> None:
+        self.root, self.seed, self.tally, self.made = root, seed, Tally(), made
+        root.mkdir(parents=True, exist_ok=True)
         self.archive = Archive(root / "archive")
         self.disk = Disk(root / "faults", root / "state", library)
-        self.station = Station(root, bundle, self.archive.port, more, self.disk.environment)
-        self.load = Load(root / "sent", model, seed)
+        self.station = Station(root, made.bundle, self.archive.port, more, self.disk.environment)
+        self.load = Load(root / "sent", made.image, seed)
         self.killed: Counter[str] = Counter()  # processes of the life that runs
         self.daemon: Running | None = None
         self._seen = 0
@@ -132,7 +141,7 @@ class Campaign:
         return not waiting and not unsent
 
     def finish(self) -> dict[str, Any]:
-        """Start once more, send again what was not acknowledged, let the daemon finish, check; figures and `problems`."""
+        """Start once more, send what was not acknowledged, let the daemon finish, check; figures and `problems`."""
         self.disk.heal()
         self.stop()
         for _ in range(20):

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CONFIG = """
 state = "state"
@@ -43,6 +44,7 @@ attempts = 100000
 {more}
 """
 START_S = 60.0
+ENDED = "the verb has ended"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -129,11 +131,7 @@ class Station:
         Raises:
             Refused: if it ended before.
         """
-        assert self._process.stdin and self._process.stdout
-        words = {"config": str(self.config), "log": str(self.log), "crash": crash}
-        self._process.stdin.write(json.dumps(words) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
+        pid = self._fork(["serve", str(self.config)], self.log, crash)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             try:
@@ -148,11 +146,32 @@ class Station:
         Running(pid, 0, {}).kill()
         raise Refused(self.log.read_text()[-2000:])
 
+    def run(self, words: Sequence[str], crash: str = "") -> bool:
+        """Run another verb in a session of its own; whether it came to its end and was not killed on its way.
+
+        Raises:
+            Refused: if it ended with an error.
+        """
+        log = self.log.with_name("verb.log")
+        log.write_text("")
+        Running(self._fork(words, log, crash), 0, {}).wait_for_death(START_S)
+        told = log.read_text()
+        if "refused:" in told:
+            raise Refused(told[-2000:])
+        return told.endswith(ENDED)
+
+    def _fork(self, words: Sequence[str], log: Path, crash: str) -> int:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"words": words, "log": str(log), "crash": crash}) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
     def close(self) -> None:
         """End the process that forks."""
-        assert self._process.stdin
+        assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         self._process.wait(10)
+        self._process.stdout.close()
 
 
 def _lives(pid: int) -> bool:
@@ -162,31 +181,32 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _serve(words: Mapping[str, str]) -> None:
-    """The forked process: a session of its own, its own log, then the verb."""
+def _live(order: Mapping[str, Any]) -> None:
+    """The forked process: a session of its own, its log, then the verb of hscc-edge."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    log = os.open(words["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for old, new in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(old, new)
-    os.environ["HSCC_EDGE_CRASH"] = words["crash"]
+    os.environ["HSCC_EDGE_CRASH"] = order["crash"]
     importlib.reload(sys.modules["hscc_edge.serve.crash"])
     from typer.main import get_command
 
     from hscc_edge.cli import app
 
     try:
-        get_command(app).main(["serve", words["config"]], standalone_mode=False)
+        get_command(app).main(order["words"], standalone_mode=False)
     except BaseException as error:  # this process must never return into the loop of the one that forked it
         print(f"refused: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
+    print(ENDED, end="", file=sys.stderr, flush=True)
     os._exit(0)
 
 
 def main() -> None:
-    """Fork a daemon a line of standard input, print its pid, until standard input ends."""
+    """Fork a process a line of standard input, print its pid, until standard input ends."""
     for name in ("highdicom", "onnxruntime", "hscc_edge.cli.serve", "hscc_edge.serve.daemon", "hscc_edge.serve.crash"):
         importlib.import_module(name)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed supervisor end here
@@ -194,7 +214,7 @@ def main() -> None:
     while line := sys.stdin.readline():
         pid = os.fork()
         if pid == 0:
-            _serve(json.loads(line))
+            _live(json.loads(line))
         print(pid, flush=True)
 
 

@@ -51,7 +51,7 @@ def build(folder: Path) -> Path:
 
 
 class Disk:
-    """The control file of one state directory's faults, shared with every process that was started with `environment`."""
+    """The control file of one state directory's faults, shared with all that was started with `environment`."""
 
     def __init__(self, folder: Path, root: Path, library: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def place(line: str) -> str:
     parts = [part for part in path.split("/") if part]
     if not parts:
         return f"{operation} ."
-    parts = [part if before != "drafts" else "*" for before, part in zip(["", *parts], parts)]
+    parts = [part if before != "drafts" else "*" for before, part in zip(["", *parts], parts, strict=False)]
     name = parts[-1]
     if name.startswith(".") or len(Path(name).stem) >= 32:
         head, tail = (".", name[1:].rsplit(".", 1)[0]) if name.startswith(".") else ("", "".join(Path(name).suffixes))

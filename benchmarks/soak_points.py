@@ -15,7 +15,7 @@ from pathlib import Path
 import soak_power
 from soak_archive import WELL
 from soak_campaign import Broken, Campaign, Point, wait
-from soak_check import kept
+from soak_check import kept, sound
 from soak_daemon import Refused
 from soak_faults import ALL, OPERATIONS, Entry
 from soak_load import join
@@ -41,6 +41,34 @@ def crash(campaign: Campaign, point: Point, choice: random.Random) -> None:
         campaign.tally.unreached[point.detail.partition(":")[0]] += 1
     campaign.stop()
     join(senders)
+
+
+def switch(campaign: Campaign, point: Point, choice: random.Random) -> None:
+    """kill -9 of the verb that installs or switches a model beside the working daemon; then it is tried again."""
+    config, other, daemon = str(campaign.station.config), campaign.made.other, campaign.start()
+    install = ["models", "install", config, str(other)]
+    if point.detail.startswith("model-installed"):
+        words = install
+    else:
+        campaign.station.run(install)
+        active, digest = _models(campaign.station.state)
+        words = ["models", "rollback", config] if digest in active else ["models", "activate", config, digest]
+    senders = campaign.send(2)
+    if campaign.station.run(words, point.detail):
+        campaign.tally.unreached[point.detail.partition(":")[0]] += 1
+    if words[1] != "rollback":
+        campaign.station.run(words)
+    join(senders)
+    if not daemon.is_alive() or len(_models(campaign.station.state)[0]) != 1:
+        raise Broken(f"models: {len(_models(campaign.station.state)[0])} are active after a kill at {point.detail}")
+    campaign.look()
+
+
+def _models(state: Path) -> tuple[list[str], str]:
+    """(digests of active models, digest of the one that was installed last)."""
+    with closing(sqlite3.connect(state / "journal.sqlite", timeout=30)) as db:
+        rows = db.execute("SELECT digest, state FROM models ORDER BY rowid").fetchall()
+    return [digest for digest, stage in rows if stage == "active"], rows[-1][0]
 
 
 def instant(campaign: Campaign, point: Point, choice: random.Random) -> None:
@@ -153,7 +181,7 @@ def full(campaign: Campaign, point: Point, choice: random.Random) -> None:
 def _fill(path: Path) -> int:
     written = 0
     with path.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 9, 1):
+        for size in (1 << 20, 1 << 12, 1):
             try:
                 while True:
                     written += file.write(bytes(size))
@@ -180,7 +208,7 @@ def power(campaign: Campaign, point: Point, choice: random.Random) -> None:
     campaign.stop()
     state, base = campaign.station.state, campaign.root / "before"
     if state.exists():
-        shutil.copytree(state, base)
+        shutil.copytree(state, base, copy_function=_copy)
     else:
         base.mkdir()
     campaign.disk.record(True)
@@ -195,6 +223,13 @@ def power(campaign: Campaign, point: Point, choice: random.Random) -> None:
     campaign.start()
 
 
+def _copy(old: str, new: str) -> None:
+    if "/spool/" in old or "/models/" in old:  # written once
+        os.link(old, new)
+    else:
+        shutil.copyfile(old, new)
+
+
 def _examine_cuts(campaign: Campaign, base: Path, entries: Sequence[Entry], choice: random.Random) -> None:
     """Cut the power at other moments of the same run too, and look at what is left without starting a daemon."""
     left = campaign.root / "cut"
@@ -204,22 +239,11 @@ def _examine_cuts(campaign: Campaign, base: Path, entries: Sequence[Entry], choi
         volume.play(entries[:end])
         soak_power.cut(volume, left, mode, choice)
         told = [item for item, at in campaign.load.acknowledged.values() if at < entries[end].at]
-        wrong = sound(left / "journal.sqlite") + (kept(left, told) if told else [])
+        torn = sound(left / "journal.sqlite") if (left / "journal.sqlite").exists() else ""
+        wrong = [f"journal: {torn}"] if torn else kept(left, told) if told else []
         if wrong:
-            raise Broken(f"power cut after {end} of {len(entries)} operations, {mode}:\n" + "\n".join(wrong))
+            raise Broken("\n".join([*wrong, f"power cut after {end} of {len(entries)} operations, {mode}"]))
         campaign.tally.cuts += 1
-
-
-def sound(journal: Path) -> list[str]:
-    """What SQLite finds wrong with a journal, once it has recovered it."""
-    if not journal.exists():
-        return []
-    try:
-        with closing(sqlite3.connect(journal)) as db:
-            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
-    except sqlite3.Error as error:
-        return [f"journal: {error}"]
-    return [] if found == ["ok"] else [f"journal: {line}" for line in found]
 
 
 def count_of(name: str, choice: random.Random) -> str:
@@ -229,7 +253,7 @@ def count_of(name: str, choice: random.Random) -> str:
 
 
 DO: dict[str, Callable[[Campaign, Point, random.Random], None]] = {
-    "crash": crash, "instant": instant, "single": single, "power": power, "mood": mood, "disk": disk,
+    "crash": crash, "switch": switch, "instant": instant, "single": single, "power": power, "mood": mood, "disk": disk,
     "disk-at-start": disk_at_start, "sweep-start": sweep_start, "sweep-load": sweep_load, "full": full,
 }  # fmt: skip
-KILLS = ("crash", "instant", "single", "power")
+KILLS = ("crash", "switch", "instant", "single", "power")

@@ -27,6 +27,7 @@ from soak_faults import Entry
 SECTOR = 512
 MODES = ("none", "prefix", "any", "all")
 LEFT_OUT = ("-shm",)
+WRITTEN_ONCE = ("/spool/", "/models/")  # never opened for writing again, so that a link will do for a copy
 
 
 @dataclass(slots=True)
@@ -40,10 +41,25 @@ class Change:
 
 @dataclass(slots=True)
 class Content:
-    """One file: the bytes that are safe, and what was done since."""
+    """One file: the bytes that are safe, and what was done since.
+
+    Attributes:
+        untouched: where the file lies, while nothing has been done to it; `safe` is then not read yet.
+    """
 
     safe: bytearray = field(default_factory=bytearray)
     open: list[Change] = field(default_factory=list)
+    untouched: Path | None = None
+
+    def change(self, change: Change) -> None:
+        """Note what is done to it."""
+        self.read()
+        self.open.append(change)
+
+    def read(self) -> None:
+        """Read it, if that was not done."""
+        if self.untouched is not None:
+            self.safe, self.untouched = bytearray(self.untouched.read_bytes()), None
 
 
 @dataclass(slots=True)
@@ -66,7 +82,7 @@ class Volume:
             names = self.folders.setdefault(_below(base, Path(folder)), Names())
             for name in files:
                 if not name.endswith(LEFT_OUT):
-                    content = Content(bytearray((Path(folder) / name).read_bytes()))
+                    content = Content(untouched=Path(folder) / name)
                     names.safe[name] = names.now[name] = content
 
     def play(self, entries: Iterable[Entry]) -> None:
@@ -95,11 +111,11 @@ class Volume:
             self._bind(names, name, Content())
 
     def truncate(self, entry: Entry) -> None:
-        self._content(entry.path).open.append(Change(entry.offset, None))
+        self._content(entry.path).change(Change(entry.offset, None))
 
     def write(self, entry: Entry) -> None:
         if not entry.path.endswith(" (deleted)"):
-            self._content(entry.path).open.append(Change(entry.offset, entry.data))
+            self._content(entry.path).change(Change(entry.offset, entry.data))
 
     def rename(self, entry: Entry) -> None:
         names, name = self._names(entry.path)
@@ -145,19 +161,19 @@ class Volume:
                     _apply(found.safe, change)
         elif found is not None:
             for change in done:
-                _rename(found.safe, change)  # type: ignore[arg-type]
+                _rename(found.safe, change)
         if found is not None:
             kept = {id(change) for change in done}
-            found.open[:] = [change for change in found.open if id(change) not in kept]  # type: ignore[misc]
+            found.open[:] = [change for change in found.open if id(change) not in kept]
 
     def fail_sync(self, entry: Entry) -> None:
         if entry.path not in self.folders and not entry.path.endswith(" (deleted)"):
             for change in self._content(entry.path).open:
                 change.lost = True
 
-    def after_a_cut(self, mode: str, choice: random.Random) -> Iterator[tuple[str, bytes | None]]:
-        """(path, content) of every file that is there when the power comes back, (path, None) of every folder."""
-        made: dict[int, bytes] = {}
+    def after_a_cut(self, mode: str, choice: random.Random) -> Iterator[tuple[str, bytes | Path | None]]:
+        """(path, content or where to find it) of every file that is there afterwards, (path, None) of every folder."""
+        made: dict[int, bytes | Path] = {}
         for folder, names in self.folders.items():
             yield folder, None
             left = dict(names.safe)
@@ -165,7 +181,7 @@ class Volume:
                 _rename(left, change)
             for name, content in left.items():
                 if id(content) not in made:
-                    made[id(content)] = _after(content, mode, choice)
+                    made[id(content)] = content.untouched or _after(content, mode, choice)
                 yield f"{folder}/{name}", made[id(content)]
 
 
@@ -182,10 +198,13 @@ def cut(volume: Volume, target: Path, mode: str, choice: random.Random) -> None:
         shutil.rmtree(target)
     for path, content in volume.after_a_cut(mode, choice):
         place = target / path.lstrip("/")
-        if content is None:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        else:
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (place if content is None else place.parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            if path.startswith(WRITTEN_ONCE):
+                os.link(content, place)
+            else:
+                shutil.copyfile(content, place)
+        elif content is not None:
             place.write_bytes(content)
 
 
@@ -193,7 +212,7 @@ def _below(base: Path, path: Path) -> str:
     return "" if path == base else "/" + str(path.relative_to(base))
 
 
-def _kept(changes: list, mode: str, choice: random.Random) -> list:  # type: ignore[type-arg]
+def _kept(changes: list, mode: str, choice: random.Random) -> list:
     if mode == "none":
         return []
     if mode == "prefix":
