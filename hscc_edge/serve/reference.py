@@ -8,6 +8,7 @@ from hscc_edge.bundle import Bundle
 from hscc_edge.errors import EngineError
 from hscc_edge.export.reference import read_reference, self_test
 from hscc_edge.serve.inference import Inference, InferenceFailed, inference_of
+from hscc_edge.serve.sr import check_codes
 from hscc_edge.serve.station import Station
 
 LOG = logging.getLogger(__name__)
@@ -17,9 +18,10 @@ def tested(station: Station, bundle: Bundle) -> None:
     """Open a bundle's network in a process of its own, test it, and close it.
 
     Raises:
-        BundleError: if the bundle has no reference set.
+        BundleError: if the bundle has no reference set, or lacks a code that a report needs.
         EngineError: if the network does not open, or the test fails.
     """
+    check_codes(bundle)
     inference = inference_of(station, bundle)
     try:
         test(station, bundle, inference)
