@@ -10,6 +10,7 @@ import typer
 from hscc_edge import __version__
 from hscc_edge.cli import (
     accounts,
+    audit,
     bench,
     build,
     calibrate,
@@ -24,11 +25,16 @@ from hscc_edge.cli import (
     imported,
     models,
     packages,
+    quarantine,
+    queue,
     recall,
     redrive,
     robustness,
     serve,
     sign,
+    state,
+    status,
+    studies,
     sweep,
     train,
     triton,
@@ -80,6 +86,12 @@ app.command()(verify.verify)
 app.command()(packages.packages)
 app.command()(bench.bench)
 app.command()(serve.serve)
+app.command()(status.status)
+app.command()(studies.studies)
+app.command()(queue.queue)
+app.command()(quarantine.quarantine)
+app.add_typer(state.app, name="state")
+app.add_typer(audit.app, name="audit")
 app.add_typer(models.app, name="models")
 app.command()(recall.recall)
 app.command()(redrive.redrive)
