@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pydicom
+from pydicom.multival import MultiValue
 
 from hscc_edge import __version__
 from hscc_edge.bundle import Code
@@ -98,7 +99,7 @@ def _coded(code: Code) -> str:
 
 def _text(value: object) -> str:
     """A text in which nothing is taken for a delimiter (HL7 v2.5.1 section 2.7)."""
-    text = str(value or "")
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
     for sign, escape in (("\\", "\\E\\"), ("|", "\\F\\"), ("^", "\\S\\"), ("&", "\\T\\"), ("~", "\\R\\")):
         text = text.replace(sign, escape)
     return text.replace("\r", " ").replace("\n", " ")
