@@ -1,5 +1,5 @@
 # setup: .venv with everything; demo: the whole path; test: lint, types, tests; test-arm64, test-image: the device's software
-# under qemu; fuzz: hostile DICOM files; soak: the daemon killed POINTS times; bench-*: figures on real data
+# under qemu; fuzz: hostile DICOM files; soak: the daemon killed POINTS times; hostile: it among attackers; bench-*: figures on real data
 PYTHON ?= python3
 # The tested versions, for Python 3.11 and later; `make setup CONSTRAINTS=` lets pip choose.
 CONSTRAINTS ?= constraints.txt
@@ -9,7 +9,7 @@ DATA ?=
 OUT ?= results
 POINTS ?= 1000
 
-.PHONY: setup system demo lint test test-arm64 test-image fuzz soak bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-arm64 test-image fuzz soak hostile bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -57,6 +57,11 @@ bench-cohort: setup
 # as root for the small full volume, else that is left out; half an hour on two quiet cores
 soak: setup system
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --points $(POINTS) --out "$(OUT)"
+
+# hostile.json and sentinels.json: 10,000 mutated associations and as many requests
+hostile: setup system
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --tries 10000 --out "$(OUT)"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentinels.py --studies 200 --out "$(OUT)"
 
 fuzz: setup system
 	$(BIN)/python benchmarks/fuzz_dicom.py --files 5000 --out "$(OUT)/fuzz"

@@ -1,6 +1,6 @@
 """Hostile peers against the daemon as it is: attacks on every door, a good sender beside them, and what must hold.
 
-    python benchmarks/hostile.py --bundle BUNDLE --cohort COHORT --tries 10000 --out results/hostile
+    python benchmarks/hostile.py --tries 10000 --out results/hostile
 
 The daemon's supervisor must live to the end as the same process, its memory stay bounded, every instance of the good
 sender be acknowledged, every attack end as it must, whatever was acknowledged be kept, and nothing be kept that was
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -35,9 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve
 import attacks_dicom
 import attacks_files
 import attacks_http
+import attacks_tls
 from attacks_dicom import Ledger, Outcome
 from box import Box, storescu, wait_for
 from pdu_mutations import record
+from soak_models import small_bundles
 
 from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, read_cohort
@@ -135,7 +137,9 @@ def _send(watch: Watch, port: int, source: Path, scratch: Path) -> None:
         watch.slowest_s = max(watch.slowest_s, time.monotonic() - began)
 
 
-def attack(root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int) -> dict[str, Any]:
+def attack(
+    root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
     """Run every attack against one daemon; `tries` mutated associations, the others in proportion.
 
     The daemon's log is left in `root`.
@@ -155,7 +159,9 @@ def attack(root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int) -> d
             attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
         )
         with watched(process.pid, port, cohort.path(cohort.instances[1]), root) as watch:
-            outcomes = dict(_outcomes(targets, tries, seed))
+            outcomes = dict(_outcomes(targets, tries, seed, leave_out))
+            with attacks_tls.target(root / "tls", bundle, recorded) as doors:
+                outcomes["wrong certificates"] = attacks_tls.wrong_certificates(doors, max(1, tries // 1000))
             settled = wait_for(lambda: _settled(root), 300)
         alive = process.poll() is None
         process.terminate()
@@ -163,14 +169,16 @@ def attack(root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int) -> d
     return _summary(root, box, outcomes, watch, ledger, alive and settled)
 
 
-def _outcomes(targets: tuple[Any, Any, Any], tries: int, seed: int) -> Iterator[tuple[str, Outcome]]:
-    share = tries / 10_000
+def _outcomes(
+    targets: tuple[Any, Any, Any], tries: int, seed: int, leave_out: Collection[str]
+) -> Iterator[tuple[str, Outcome]]:
     yield "mutated associations", attacks_dicom.mutated(targets[0], tries, seed, senders=8)
     yield "mutated HTTP requests", attacks_http.mutated(targets[1], tries, seed, senders=8)
     for target, module in zip(targets, (attacks_dicom, attacks_http, attacks_files), strict=True):
         for name, (run, count) in module.ATTACKS.items():
-            print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
-            yield name, run(target, max(2, round(count * share)))
+            if name not in leave_out:
+                print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+                yield name, run(target, max(1, round(count * tries / 10_000)))
 
 
 def _settled(root: Path) -> bool:
@@ -242,16 +250,17 @@ def broken(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Write hostile.json and print it; exit 1 if something is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--cohort", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, help="with --cohort: without them small ones are made")
+    parser.add_argument("--cohort", type=Path)
     parser.add_argument("--tries", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--out", type=Path, default=Path("results/hostile"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        cohort = read_cohort(arguments.cohort)
-        root = Path(scratch)
-        found = attack(root, cohort, arguments.bundle.resolve(), arguments.tries, arguments.seed)
+        root, small = Path(scratch), Path(scratch) / "small"
+        bundle = arguments.bundle or small_bundles(small).bundle
+        cohort = read_cohort(arguments.cohort or small / "cohort")
+        found = attack(root, cohort, bundle.resolve(), arguments.tries, arguments.seed)
         durable.write_bytes(arguments.out / "daemon.log", (root / "daemon.log").read_bytes())
     machine = {
         "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),

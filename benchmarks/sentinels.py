@@ -1,6 +1,6 @@
 """Identifiers are planted in every VR of studies that come by every door, then looked for wherever none may be.
 
-    python benchmarks/sentinels.py --bundle BUNDLE --cohort COHORT --studies 200 --out results/sentinels
+    python benchmarks/sentinels.py --studies 200 --out results/hostile
 
 Good, spoilt, refused and doubled instances go through the daemon to the end, with an archive that takes reports and
 destinations that do not. Journal, spool and the reports themselves hold identifiers and are not searched; everything
@@ -32,6 +32,7 @@ import mutations
 import pydicom
 from pydicom import uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from soak_models import small_bundles
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
@@ -296,15 +297,17 @@ def _is_settled(root: Path) -> bool:
 def main() -> None:
     """Write sentinels.json and print it; exit 1 if one was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--cohort", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, help="with --cohort: without them small ones are made")
+    parser.add_argument("--cohort", type=Path)
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--out", type=Path, default=Path("results/sentinels"))
+    parser.add_argument("--out", type=Path, default=Path("results/hostile"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        cohort = read_cohort(arguments.cohort)
-        found = run(Path(scratch), cohort, arguments.bundle.resolve(), arguments.studies, arguments.seed)
+        small = Path(scratch) / "small"
+        bundle = arguments.bundle or small_bundles(small).bundle
+        cohort = read_cohort(arguments.cohort or small / "cohort")
+        found = run(Path(scratch), cohort, bundle.resolve(), arguments.studies, arguments.seed)
     found = {"date": time.strftime("%Y-%m-%d"), "seed": arguments.seed, **found}
     durable.write_json(arguments.out / "sentinels.json", found)
     print(json.dumps(found, indent=2))
