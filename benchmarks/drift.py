@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/drift.py --out results/drift [--streams 100] [--cases 2000]
 
-Two synthetic cohorts are made: on one a small classifier is trained and calibrated, the other holds the studies of a
-hospital. Each of those studies is decided as it is and as a changed scanner or protocol would have sent it. A stream is
-drawn from them with replacement, in any order, and goes case by case into a journal that `serve.drift.Watch` looks at.
+Three synthetic cohorts are made: on one a small classifier is trained, on the next it is calibrated, and the last holds
+the studies of a hospital. Each of those is decided as it is and as a changed scanner or protocol would have sent it. A
+stream is drawn from them with replacement, in any order, and goes case by case into a journal that `serve.drift.Watch`
+looks at.
 Ends in drift.json: for each kind of stream the share of streams with an alarm, alarms per 10,000 cases, and the median
 number of cases from the shift to the alarm.
 """
@@ -127,20 +128,25 @@ def main() -> None:
         ]
     for row in rows:
         print(row)
-    facts = {"streams": arguments.streams, "patients": arguments.patients, "settings": dataclasses.asdict(Drift())}
+    facts = {
+        "streams": arguments.streams,
+        "cases": arguments.cases,
+        "patients": arguments.patients,
+        "settings": dataclasses.asdict(Drift()),
+    }
     durable.write_json(arguments.out / "drift.json", {"machine": machine_facts(), **facts, "rows": rows})
 
 
 def prepare(scratch: Path, patients: int) -> tuple[Bundle, Cohort]:
     """A calibrated bundle, and the cohort of a hospital that it has not seen."""
-    write_phantom(scratch / "own", patients=patients, slices=2, size=64, seed=1)
-    write_phantom(scratch / "hospital", patients=patients, slices=2, size=64, seed=2)
+    for seed, name in enumerate(("own", "calibration", "hospital")):
+        write_phantom(scratch / name, patients=patients, slices=2, size=64, seed=seed)
     (scratch / "drift.toml").write_text(RECIPE, encoding="utf-8")
     bundle, cohort = str(scratch / "bundle"), str(scratch / "own")
     for words in (
         ["train", str(scratch / "drift.toml"), "--cohort", cohort, "--out", bundle],
         ["export", bundle, "--cohort", cohort, "--images", "8", "--precision", "fp32"],
-        ["calibrate", bundle, "--cohort", cohort, "--split", "val"],
+        ["calibrate", bundle, "--cohort", str(scratch / "calibration"), "--split", "train"],
     ):
         get_command(app).main(words, standalone_mode=False)
     return read_bundle(scratch / "bundle"), read_cohort(scratch / "hospital")

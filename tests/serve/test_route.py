@@ -3,7 +3,9 @@
 import pydicom
 import pytest
 
+from hscc_edge.errors import ConfigError
 from hscc_edge.serve.config import Route
+from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.route import UNMATCHED, fault_of, matches, priority, scope
 
 
@@ -72,3 +74,19 @@ def test_a_keyword_that_is_none_or_holds_no_text_is_told():
     assert fault_of("Modality") is None
     assert "expected a keyword of PS3.6" in str(fault_of("Modalitty"))
     assert "no text or number" in str(fault_of("PixelData"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('when = { Modalitty = ["MR"] }', "line 6: the route names 'Modalitty'"),
+        ('models = ["brain"]', "line 6: the route names the model 'brain': expected one of head"),
+        ('priority = "now"', "line 6: priority is 'now'"),
+    ],
+)
+def test_a_wrong_route_is_told_with_its_line(tmp_path, line, words):
+    path = tmp_path / "serve.toml"
+    path.write_text(f'state = "state"\n[[model]]\nbundle = "bundle"\nname = "head"\n[[route]]\n{line}\n')
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert words in str(caught.value)
