@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
@@ -55,16 +56,11 @@ def import_s(modules: tuple[str, ...]) -> float:
     return float(np.median([own - bare for bare, own in pairs]))
 
 
-def memory_mb(pid: int) -> dict[str, dict[str, float]]:
-    """Of the daemon's processes: resident and proportional set size in MB (proc(5), smaps_rollup)."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {Path(f"/proc/{one}/comm").read_text().strip() + f" {one}": _sizes(one) for one in (str(pid), *children)}
-
-
-def _sizes(pid: str) -> dict[str, float]:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(("Rss", "Pss:"))}
-    return {"rss_mb": found["Rss"], "pss_mb": found["Pss"]}
+def memory_mb(pid: int) -> list[dict[str, float]]:
+    """Resident and proportional set size in MB of a process and all that come from it (proc(5), smaps_rollup)."""
+    first = psutil.Process(pid)
+    found = [process.memory_full_info() for process in (first, *first.children(recursive=True))]
+    return [{"rss_mb": item.rss / 1e6, "pss_mb": item.pss / 1e6} for item in found]
 
 
 def idle(root: Path, bundle: Path) -> dict[str, Any]:
@@ -78,7 +74,7 @@ def idle(root: Path, bundle: Path) -> dict[str, Any]:
         finally:
             process.terminate()
             process.wait(30)
-    return {"processes": found, "pss_mb": sum(item["pss_mb"] for item in found.values())}
+    return {"processes": found, "pss_mb": sum(item["pss_mb"] for item in found)}
 
 
 def saturated(root: Path, bundle: Path, files: list[Path]) -> float:
