@@ -55,6 +55,7 @@ class Lane:
 
     def __init__(self, name: str, bundle: Bundle, inference: Inference, batch: int) -> None:
         self.name, self.bundle, self.inference, self._batch = name, bundle, inference, batch
+        self._shape = bundle.spec.input_shape
         self.preprocess = parse_preprocess(bundle.spec.preprocess)
         self._rule, self._head = parse_rule(bundle.spec.decision), parse_head(bundle.spec.head)
         self.begin()
@@ -66,17 +67,19 @@ class Lane:
         self._outputs: dict[str, list[Output]] = {}
         self.failed: dict[str, str] = {}
 
-    def add(self, study: str, given: Input, pixels: Pixels) -> None:
-        """Take an input of a study; its output comes with `flush` at the latest.
+    def add(self, study: str, given: Input, pixels: Pixels) -> bool:
+        """Take an input of a study; its output comes with `flush` at the latest. False if it has not the model's shape.
 
         Raises:
             InferenceUnavailable: if the network does not start.
         """
-        if study in self.failed:
-            return
-        self._waiting.append((study, given, pixels))
+        if pixels.shape != self._shape:
+            return False
+        if study not in self.failed:
+            self._waiting.append((study, given, pixels))
         if len(self._waiting) == self._batch:
             self._turn()
+        return True
 
     def flush(self) -> None:
         """Wait for all that was added; raises as `add` does."""
@@ -120,11 +123,13 @@ class Lane:
         self._waiting = []
         if not going:
             return
-        self._away = [(study, given) for study, given, _ in going]
+        asked = [(study, given) for study, given, _ in going]
         try:
             self.inference.submit([pixels for *_, pixels in going])
         except InferenceFailed as error:
-            self._fail(str(error))
+            self._fail(asked, str(error))
+            return
+        self._away = asked
 
     def _collect(self) -> None:
         if not self._away:
@@ -132,14 +137,13 @@ class Lane:
         try:
             logits, milliseconds = self.inference.collect()
         except InferenceFailed as error:
-            self._fail(str(error))
+            self._fail(self._away, str(error))
             return
         for number, (study, given) in enumerate(self._away):
             output = Output(given, logits[number : number + 1], milliseconds / len(self._away))
             self._outputs.setdefault(study, []).append(output)
         self._away = []
 
-    def _fail(self, reason: str) -> None:
-        for study, _ in self._away:
-            self.failed[study] = reason
+    def _fail(self, asked: Sequence[tuple[str, Input]], reason: str) -> None:
+        self.failed |= dict.fromkeys((study for study, _ in asked), reason)
         self._away = []

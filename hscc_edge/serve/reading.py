@@ -26,6 +26,7 @@ LOG = logging.getLogger(__name__)
 NO_IMAGE = "out of scope: no image"
 OTHER_MODELS = "out of scope: no route to this model"
 UNDECODABLE = "cannot be decoded"
+OTHER_SHAPE = "out of scope: colour or size is not the model's"
 NO_VOLUME = "no volume by the model's rules"
 
 
@@ -126,7 +127,8 @@ class Reader:
             for image in self._frames(item):
                 looks = self._looks(image, item)
                 for lane in lanes:
-                    lane.add(reading.study, Input((item.row,), looks), lane.preprocess(image))
+                    if not lane.add(reading.study, Input((item.row,), looks), lane.preprocess(image)):
+                        reading.reasons[item.row.id, lane.name] = OTHER_SHAPE
                 self._station.beat()
         except DicomError:
             reading.reasons[item.row.id, ""] = UNDECODABLE
@@ -150,8 +152,10 @@ class Reader:
             try:
                 volume = read_input(self._paths(rows), lane.preprocess)
                 looks = self._looks(volume, members[0])
-                lane.add(reading.study, Input(rows, looks), lane.preprocess(volume))
+                fits = lane.add(reading.study, Input(rows, looks), lane.preprocess(volume))
             except DicomError:
+                fits = False
+            if not fits:
                 reading.reasons.update({(row.id, lane.name): NO_VOLUME for row in rows})
 
     def _paths(self, rows: Sequence[Instance]) -> list[Path]:

@@ -15,6 +15,7 @@ from hscc_edge.runtime.startup import Started
 from hscc_edge.serve import studies
 from hscc_edge.serve.config import Route
 from hscc_edge.serve.instances import NO_RESULT, REPORTED
+from hscc_edge.serve.lane import Input
 from hscc_edge.serve.studies import current_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
@@ -47,9 +48,10 @@ def test_studies_share_batches_and_decide_as_alone(bench, phantom):
     observed = made.journal.read("SELECT study, label, probabilities, energy, inputs, latency_ms FROM observations")
     assert [row[0] for row in observed] == uids and all(row[1] and row[3] < 0 and row[5] > 0 for row in observed)
     assert '"noise"' in observed[0][4] and "1.2." not in observed[0][4]
-    runtime = open_runtime(made.worker._lanes["tiny"].bundle)
+    bundle = made.worker._lanes["tiny"].bundle
+    runtime = open_runtime(bundle)
     for number, (uid, found) in enumerate(zip(uids, shared, strict=True), start=1):
-        inputs = [pixels_of(made.worker._lanes["tiny"].bundle.root, c) for c in slices(phantom, str(number), 3, 3 * number)]
+        inputs = [pixels_of(bundle.root, content) for content in slices(phantom, str(number), 3, 3 * number)]
         logits = infer_each(runtime, inputs).astype(float)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         mean = (odds / odds.sum(1, keepdims=True)).mean(0)
@@ -154,3 +156,12 @@ def test_a_runtime_that_is_gone_postpones_and_gives_nothing_up(bench, phantom):
     assert made.worker.step() == 0
     assert made.states(uid) == [("received", None)] * 3 and made.kinds(uid)[-1] == "retried"
     assert made.journal.read("SELECT attempts FROM studies") == [(0,)]
+
+
+def test_an_input_of_another_shape_is_not_taken(bench):
+    made = bench()
+    lane = made.worker._lanes["tiny"]
+    colour = np.zeros((3, 64, 64), np.float32)
+    assert not lane.add("1.2.3", Input((), {}), colour) and not lane.add("1.2.3", Input((), {}), colour[:1, :32])
+    lane.flush()
+    assert made.sizes() == []
