@@ -1,10 +1,12 @@
 """A real PACS: Orthanc takes the results, commits to them, and is killed and started again in between."""
 
 import gc
+import sqlite3
 from io import BytesIO
 
 import pydicom
 import pytest
+from box import Box, storescu, wait_for
 from orthanc import Orthanc, orthanc
 from outgoing import Desk, decided
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
@@ -146,3 +148,25 @@ def test_a_late_slice_and_a_no_result_are_seen_there_as_a_chain(pacs, desk):
         dataset = pydicom.dcmread(BytesIO(pacs.file(new.sop)))
         named = dataset.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
         assert named.ReferencedSOPInstanceUID == old.sop
+
+
+def test_the_daemon_delivers_to_it_and_hears_its_commitment_at_its_own_door(pacs, phantom, dense, tmp_path):
+    studies = [[phantom.path(item) for item in items] for items in list(phantom.cases("study").values())[:2]]
+    station = Box(tmp_path, dense, pacs.port, more="commitment = true\ncommitment_s = 2.0\npause_s = 0.2")
+    before = set(pacs.sops())
+
+    def states() -> dict[str, int]:
+        with sqlite3.connect(tmp_path / "state" / "journal.sqlite") as db:
+            return dict(db.execute("SELECT state, COUNT(*) FROM deliveries GROUP BY state").fetchall())
+
+    with station.running() as own:
+        pacs.edge(own)
+        storescu(own, studies[0])
+        assert wait_for(lambda: states() == {"delivered": 1})
+        pacs.kill()
+        storescu(own, studies[1])
+        assert wait_for(lambda: states() == {"delivered": 1, "pending": 1})
+        pacs.start()
+        assert wait_for(lambda: states() == {"delivered": 2})
+    assert len(set(pacs.sops()) - before) == 2
+    assert station.log.read_text().count("event=committed") == 2
