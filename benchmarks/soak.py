@@ -32,6 +32,8 @@ from soak_plan import EACH, FILLED, SWEEPS, plan
 from soak_points import DO, KILLS
 from soak_volume import small_volume
 
+from hscc_edge.serve.crash import POINTS
+
 TOLD = ("points", "acknowledged", "lost", "results", "duplicated_results")
 NOTHING = {"problems": [], "seconds": 0.0}
 
@@ -100,6 +102,7 @@ def summary(found: Sequence[dict[str, Any]], seed: int, seconds: float) -> dict[
     kills = [count for name, count in total["kinds"].items() if name.partition(":")[0] in KILLS]
     return {
         "points": sum(kills), **total, "campaigns": len(found),
+        "untried": [name for name in POINTS if not any(kind.endswith(f":{name}") for kind in total["kinds"])],
         "small_volume": next((item["small_volume"] for item in found if "small_volume" in item), "not tried"),
         "failed_campaigns": [item["campaign"] for item in found if item["problems"]],
         "problems": [line for item in found for line in item["problems"]][:100],

@@ -22,7 +22,10 @@ COMMITMENT = "commitment = true\ncommitment_s = 1.0\n"
 RETENTION = "[retention]\nmax_gib = 0.001\n"
 # What campaigns are configured with in turn, and the crash points that are passed only with it.
 VARIANTS = ("", COMMITMENT, COMMITMENT, COMMITMENT + RETENTION)
-ONLY_WITH = {"commitment-": COMMITMENT, "removal-": RETENTION, "files-": RETENTION}
+ONLY_WITH = {
+    "commitment-reported": "senders that ask for it", "commitment-": COMMITMENT, "removal-": RETENTION,
+    "files-": RETENTION,
+}  # fmt: skip
 BY_A_VERB = "model-"
 
 

@@ -47,6 +47,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| kind | times | of which |"
     yield "|---|---|---|"
     yield from _kinds(found["kinds"])
+    if found["untried"]:
+        yield ""
+        yield f"Named steps that were not tried: {', '.join(found['untried'])}."
     if found["unreached"]:
         yield ""
         yield "Not reached, killed at rest: " + _listed(found["unreached"]) + "."
