@@ -1,6 +1,7 @@
 """Small networks of every family, with answers that differ from image to image, and how each is called.
 
-Of the deepest and widest only one structure is looked at, so that their graphs stay small.
+Exporting takes time by the number of layers, so that most are as shallow as their kind allows; EfficientNet-B0 and
+VGG16 have their real depth. Of the widest only one structure is looked at, so that their graphs stay small.
 """
 
 from __future__ import annotations
@@ -177,15 +178,19 @@ def call_both(network: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[to
 THIN = [16, 32, 64, 128]
 CHEAP = ("one-region",)
 CASES: dict[str, Case] = {
-    "AlexNet": Case(zoo("alexnet", pool=1, hidden=256, he=True)),
+    "AlexNet": Case(zoo("alexnet", pool=1, hidden=256, he=True, width=0.5)),
     "VGG16": Case(zoo("vgg16", width=0.25), (1, 32, 32)),
-    "ResNet18": Case(zoo("ResNet", block="basic", layers=[2, 2, 2, 2], block_inplanes=THIN, conv1_t_stride=2)),
-    "ResNet50": Case(zoo("ResNet", block="bottleneck", layers=[3, 4, 6, 3], block_inplanes=THIN, conv1_t_stride=2)),
-    "DenseNet121": Case(zoo("DenseNet121", init_features=16, growth_rate=16), structures=CHEAP),
-    "SEResNet50": Case(zoo("SEResNet50"), (1, 32, 32), structures=CHEAP),
+    "ResNet of basic blocks": Case(
+        zoo("ResNet", block="basic", layers=[1, 2, 1, 1], block_inplanes=THIN, conv1_t_stride=2)
+    ),
+    "ResNet of bottlenecks": Case(
+        zoo("ResNet", block="bottleneck", layers=[1, 2, 1, 1], block_inplanes=THIN, conv1_t_stride=2)
+    ),
+    "DenseNet": Case(zoo("DenseNet", init_features=16, growth_rate=16, block_config=(2, 3, 3, 2)), structures=CHEAP),
+    "SEResNet": Case(zoo("SEResNet50", layers=(1, 1, 1, 1)), (1, 32, 32), structures=CHEAP),
     "EfficientNet-B0": Case(zoo("EfficientNetBN"), (1, 32, 32), structures=CHEAP),
     "ViT": Case(zoo("vit", size=32, patch=8, hidden_size=96, mlp_dim=192, num_layers=3, num_heads=4), (1, 32, 32)),
-    "Swin": Case(zoo("swin", width=12, window=4, heads=(2, 2, 4, 4)), (1, 32, 32)),
+    "Swin": Case(zoo("swin", width=12, window=4, depths=(1, 2, 1, 1), heads=(2, 2, 4, 4)), (1, 32, 32)),
     "3-D ResNet": Case(
         zoo(
             "ResNet",
@@ -196,10 +201,10 @@ CASES: dict[str, Case] = {
             conv1_t_stride=2,
             no_max_pool=True,
         ),
-        (1, 24, 24, 24),
+        (1, 16, 16, 16),
     ),
     "3-D DenseNet": Case(
-        zoo("DenseNet", init_features=16, growth_rate=8, block_config=(2, 2, 2), spatial_dims=3), (1, 24, 24, 24)
+        zoo("DenseNet", init_features=16, growth_rate=8, block_config=(2, 2, 2), spatial_dims=3), (1, 16, 16, 16)
     ),
     "two inputs": Case(TwoInputs, (1, 32, 32), call=call_both, extra={"table": 10}),
     "two outputs": Case(TwoOutputs, (1, 32, 32), (SOFTMAX, FINDINGS)),
