@@ -18,10 +18,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ import attacks_http
 from box import Box, storescu, wait_for
 
 from hscc_edge import durable
+from hscc_edge.cli import app
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.serve.accounts import OPERATOR, accounts_file, add_account
 from hscc_edge.serve.config import Config
@@ -95,6 +98,10 @@ attempts = 2
 first_retry_s = 0.1
 last_retry_s = 0.1
 """
+VERBS = (
+    ("status",), ("studies",), ("queue",), ("quarantine",), ("redrive",), ("models", "list"), ("models",),
+    ("audit", "verify"), ("state", "check"),
+)  # fmt: skip
 DAMAGES = ("good", "aside", "undecodable", "no series", "cut", "deflated", "doubled", "mutant")
 ACCOUNT, PASSWORD = "operator", "a password of several words"
 
@@ -227,6 +234,47 @@ def crawl(web: int) -> Iterator[tuple[str, bytes]]:
                 waiting += [f"{item.path}?{item.query}".rstrip("?") for item in targets if not item.netloc]
 
 
+def told(config: Path) -> Iterator[tuple[str, bytes]]:
+    """(verb, output) of every verb that tells what the daemon does, as a table and as JSON."""
+    from typer.main import get_command
+    from typer.testing import CliRunner
+
+    for words in VERBS:
+        command: Any = get_command(app)
+        for word in words:
+            command = getattr(command, "commands", {}).get(word)
+        if command is None or getattr(command, "commands", None):
+            continue
+        for flags in ([], ["--json"]):
+            said = CliRunner().invoke(app, [*words, str(config), *flags])
+            yield f"hscc-edge {' '.join(words)}", said.output.encode().replace(str(config).encode(), b"")
+
+
+@contextmanager
+def collecting() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """(address, what it was sent) of a collector of traces, OTLP over HTTP."""
+    taken: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append((f"trace {self.path}", self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1/traces", taken
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def below(state: Path) -> Iterator[tuple[str, bytes]]:
     """(name, content) of what lies in the state directory, but what journal and spool hold."""
     for path in state.rglob("*"):
@@ -250,8 +298,9 @@ def run(root: Path, cohort: Cohort, bundle: Path, studies: int, seed: int) -> di
     (root / "drop").mkdir()
     with receive(root / "closed") as away:
         pass
-    with receive(root / "archive") as archive, _refusing() as unwilling:
-        box = Box(root, bundle, archive, more=MORE.format(away=away, unwilling=unwilling))
+    with receive(root / "archive") as archive, _refusing() as unwilling, collecting() as (traces, traced):
+        more = MORE.format(away=away, unwilling=unwilling)
+        box = Box(root, bundle, archive, reserve_mib=f'1\ntraces = "{traces}"', more=more)
         doors = doors_of(read_config(box.config))
         sent = list(make(cohort, root / "files", studies, doors, seed))
         process, dicom = box.start()
@@ -260,16 +309,19 @@ def run(root: Path, cohort: Cohort, bundle: Path, studies: int, seed: int) -> di
             web = int(json.loads((root / "state" / "daemon.json").read_text())["ports"]["web"])
             for item in sent:
                 send(item, dicom, web, root / "drop")
-            settled = wait_for(lambda: _is_settled(root), 300)
-            pages = list(crawl(web))
+            settled = wait_for(lambda: _is_settled(root), 300) and wait_for(lambda: traced)
+            pages = [*crawl(web), *told(box.config)]
         finally:
             process.terminate()
             process.wait(30)
         reports = len(list((root / "archive").glob("*.dcm")))
-    states, found = box.states(), list(leaks(iter([*pages, *below(root / "state"), ("log", box.log.read_bytes())])))
+    spool = ((path.name, path.read_bytes()) for path in (root / "state" / "spool").iterdir())
     return {
-        "studies": studies, "doors": list(doors), "settled": settled, "instances": states, "reports": reports,
-        "pages": len(pages), "log_lines": box.log.read_text().count("\n"), "found": found,
+        "studies": studies, "doors": list(doors), "settled": settled, "instances": box.states(), "reports": reports,
+        "pages": len([name for name, _ in pages if name.startswith("/")]), "traces": len(traced),
+        "verbs": sorted({name for name, _ in pages if name.startswith("hscc-edge")}),
+        "log_lines": box.log.read_text().count("\n"), "in_spool": len(list(leaks(spool))),
+        "found": list(leaks(iter([*pages, *traced, *below(root / "state"), ("log", box.log.read_bytes())]))),
     }  # fmt: skip
 
 
