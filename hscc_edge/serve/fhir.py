@@ -131,8 +131,10 @@ def _subject(dataset: pydicom.Dataset) -> dict[str, Any] | None:
 
 
 def _date(dataset: pydicom.Dataset) -> str | None:
-    date = str(dataset.get("StudyDate") or "")
-    return f"{date[:4]}-{date[4:6]}-{date[6:8]}" if len(date) == 8 and date.isdecimal() else None
+    try:
+        return datetime.datetime.strptime(str(dataset.get("StudyDate") or ""), "%Y%m%d").date().isoformat()
+    except ValueError:
+        return None
 
 
 def _issued(dataset: pydicom.Dataset) -> str:

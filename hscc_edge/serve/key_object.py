@@ -8,7 +8,7 @@ from pydicom.sr.codedict import codes
 
 from hscc_edge.errors import extra
 from hscc_edge.serve.result import Result
-from hscc_edge.serve.sr import DESCRIPTION, SERIES_NUMBER, derived_uid, evidence_of, file_of
+from hscc_edge.serve.sr import DESCRIPTION, SERIES_NUMBER, carry, derived_uid, evidence_of, file_of
 
 with extra("device"):
     from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
@@ -37,5 +37,6 @@ def key_object(result: Result) -> tuple[str, bytes]:
         instance_number=int(report.InstanceNumber),
         manufacturer="hscc_edge",
     )
+    carry(document, report)
     document.SeriesDescription = DESCRIPTION
     return uid, file_of(document)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hscc_edge import __version__
 from hscc_edge.errors import extra
 from hscc_edge.serve.result import Result
-from hscc_edge.serve.sr import DESCRIPTION, SERIES_NUMBER, derived_uid, file_of, header_of
+from hscc_edge.serve.sr import DESCRIPTION, SERIES_NUMBER, carry, derived_uid, file_of
 
 with extra("device"):
     from highdicom.sc import SCImage
@@ -36,8 +36,8 @@ def secondary_capture(result: Result) -> tuple[str, bytes]:
         instance_number=int(report.InstanceNumber),
         manufacturer="hscc_edge",
         patient_orientation=("L", "P"),
-        **header_of(report),
     )
+    carry(image, report)
     image.SeriesDescription = DESCRIPTION
     image.SoftwareVersions = __version__
     image.PatientOrientation = image.Laterality = None  # a page of words has none

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import pydicom
 from pydicom.sr.codedict import codes
@@ -47,6 +47,11 @@ TYPE_2 = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+CARRIED = (
+    *TYPE_2, "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID", "OtherPatientIDsSequence",
+    "PatientAge", "PatientSize", "PatientWeight", "StudyDescription", "IssuerOfAccessionNumberSequence",
+)  # fmt: skip
+UTF_8 = "ISO_IR 192"
 NO_UNITS = CodedConcept("1", "UCUM", "no units")
 SERIES_NUMBER = 9000
 DESCRIPTION = "Classifier result, not verified"
@@ -78,7 +83,7 @@ def build_report(
         cases: each decision with the images that it is about; one measurement group each.
         predecessor: the report that this one takes the place of.
     """
-    evidence = [_completed(image) for image in images]
+    evidence = [neutral(image) for image in images]
     content = MeasurementReport(
         observation_context=_observer(bundle),
         procedure_reported=_concept(bundle.spec.procedure),
@@ -102,6 +107,7 @@ def build_report(
             is_verified=False,
             previous_versions=[old] if old else None,
         )
+    carry(report, images[0])
     report.SeriesDescription = DESCRIPTION
     report.SoftwareVersions = __version__
     report.CodingSchemeIdentificationSequence = [CODING_SCHEME]
@@ -146,16 +152,6 @@ def file_of(dataset: pydicom.Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def header_of(report: pydicom.Dataset) -> dict[str, Any]:
-    """Patient and study of a report, under the names that highdicom's constructors have for them."""
-    names = {
-        "patient_id": "PatientID", "patient_name": "PatientName", "patient_birth_date": "PatientBirthDate",
-        "patient_sex": "PatientSex", "accession_number": "AccessionNumber", "study_id": "StudyID",
-        "study_date": "StudyDate", "study_time": "StudyTime", "referring_physician_name": "ReferringPhysicianName",
-    }  # fmt: skip
-    return {name: report.get(keyword) or None for name, keyword in names.items()}
-
-
 def check_codes(bundle: Bundle) -> None:
     """Hold that a bundle says what its findings, site and procedure are called in a report.
 
@@ -177,17 +173,40 @@ def check_codes(bundle: Bundle) -> None:
             )
 
 
+def neutral(image: pydicom.Dataset) -> pydicom.Dataset:
+    """What a document refers to an image by, and nothing that highdicom could find fault with."""
+    return _neutral(image.StudyInstanceUID, image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID)
+
+
 def evidence_of(report: pydicom.Dataset) -> list[pydicom.Dataset]:
-    """The images that a report refers to, as data sets with the identifiers of patient, study and instance."""
-    found = []
-    for study, sop_class, sop, series in references(report.CurrentRequestedProcedureEvidenceSequence):
-        image = pydicom.Dataset()
-        for keyword in TYPE_2:
-            setattr(image, keyword, report.get(keyword))
-        image.StudyInstanceUID, image.SeriesInstanceUID = study, series
-        image.SOPClassUID, image.SOPInstanceUID = sop_class, sop
-        found.append(image)
-    return found
+    """The images that a report refers to, like those that `neutral` makes."""
+    return [_neutral(*uids) for uids in references(report.CurrentRequestedProcedureEvidenceSequence)]
+
+
+def carry(target: pydicom.Dataset, source: pydicom.Dataset) -> None:
+    """Give a document the patient and study of another data set, as they are there, even where a value is not valid.
+
+    An archive files by them, so that a wrong one must stay as wrong as on the images. Text becomes UTF-8.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source.decode()
+        target.SpecificCharacterSet = UTF_8
+        for keyword in CARRIED:
+            if keyword in source:
+                target.add(source[keyword])
+            elif keyword in TYPE_2:
+                setattr(target, keyword, None)
+
+
+def _neutral(study: str, sop_class: str, sop: str, series: str) -> pydicom.Dataset:
+    image = pydicom.Dataset()
+    for keyword in TYPE_2:
+        setattr(image, keyword, None)
+    image.StudyInstanceUID, image.SeriesInstanceUID = study, series
+    image.SOPClassUID, image.SOPInstanceUID = sop_class, sop
+    image.Modality, image.Rows, image.Columns = "OT", 1, 1  # that it is an image at all
+    return image
 
 
 def _enhanced_uid(uid: str) -> UID:
@@ -215,16 +234,6 @@ def _is_result(item: pydicom.Dataset) -> bool:
     finding = item.ConceptNameCodeSequence[0].CodeValue == FINDING
     coded = item.ValueType == "CODE" and item.RelationshipType == "CONTAINS"
     return bool(finding or coded or item.ValueType == "NUM")
-
-
-def _completed(image: pydicom.Dataset) -> pydicom.Dataset:
-    """A copy in which absent type 2 attributes are present and empty, as a report needs them."""
-    copy = pydicom.Dataset()
-    copy.update(image)
-    for keyword in TYPE_2:
-        if keyword not in copy:
-            setattr(copy, keyword, "" if keyword != "PatientName" else None)
-    return copy
 
 
 def _concept(code: Code) -> CodedConcept:
@@ -259,11 +268,15 @@ def _group(
         ),
         finding_type=_concept(spec.findings[decision.label]) if decision.label else None,
         finding_sites=[FindingSite(_concept(spec.site))],
-        source_images=[SourceImageForMeasurementGroup.from_source_image(_completed(member)) for member in members],
+        source_images=[SourceImageForMeasurementGroup.from_source_image(neutral(member)) for member in members],
         algorithm_id=AlgorithmIdentification(
             name=spec.name[:64],
             version=bundle.digest,
-            parameters=[f"decision {spec.decision}", f"bundle version {spec.version}", f"hscc_edge {__version__}"],
+            parameters=[
+                f"decision {json.dumps(spec.decision, sort_keys=True)}",
+                f"bundle version {spec.version}",
+                f"hscc_edge {__version__}",
+            ],
         ),
         measurements=measurements,
         qualitative_evaluations=[_evaluation(*pair) for pair in evaluations(spec.decision, reason)],

@@ -1,6 +1,7 @@
 """Each form of a report says what the report says, and all their bytes are there before the first is sent."""
 
 import json
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from hl7apy.parser import parse_message
 from outgoing import QUICK, Desk, bundle, decided
+from pydicom.uid import ExplicitVRLittleEndian
 
 from hscc_edge.serve import outbox
 from hscc_edge.serve.config import KIND_FORMS, Destination
@@ -92,6 +94,56 @@ def test_the_key_object_points_at_the_images_with_the_words():
         item.TextValue for item in document.ContentSequence if item.ValueType == "TEXT" and "\n" in item.TextValue
     )
     assert "PRELIMINARY, NOT VERIFIED" in text and "Glioma, Brain" in text
+
+
+def as_received(**values) -> bytes:
+    """A report on images that went through a file, in the character set of their scanner."""
+    case, images = decided(), []
+    for image in case.images:
+        image.file_meta = pydicom.dataset.FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for keyword, value in values.items():
+                setattr(image, keyword, value)
+        content = BytesIO()
+        pydicom.dcmwrite(content, image, enforce_file_format=True)
+        images.append(pydicom.dcmread(BytesIO(content.getvalue())))
+    return build_report(bundle(), images, [(case.decision, images)], report_uid(bundle(), ["a"]), None)
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"),
+        ("ISO_IR 144", "\u041b\u044e\u043a^\u0418\u0432\u0430\u043d"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+    ],
+)  # fmt: skip
+def test_a_name_stays_itself_in_every_form_whatever_its_character_set(charset, name):
+    original = as_received(SpecificCharacterSet=charset, PatientName=name)
+    for make in FORMS.values():
+        made = make(read_result(original))
+        if made.sop is None and made.content is not None:
+            assert name.split("=")[0] in made.content.decode() or "P-77" in made.content.decode()
+            continue
+        dataset = pydicom.dcmread(BytesIO(made.content or original))
+        assert dataset.SpecificCharacterSet == "ISO_IR 192" and str(dataset.PatientName) == name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_headers_that_are_wrong_stay_as_wrong_as_they_are_and_no_form_fails():
+    wrong = {
+        "PatientSex": "Male?", "PatientBirthDate": "19700230", "StudyDate": "garbage", "StudyTime": "noon",
+        "AccessionNumber": "too long to be an accession number", "Modality": "", "StudyID": "x" * 40,
+        "IssuerOfPatientID": "Hospital",
+    }  # fmt: skip
+    original = as_received(**wrong)
+    for make in FORMS.values():
+        made = make(read_result(original))
+        if made.sop is not None:
+            dataset = pydicom.dcmread(BytesIO(made.content))
+            assert all(dataset[keyword].value == wrong[keyword] for keyword in wrong if keyword != "Modality")
 
 
 def test_the_hl7_message_parses_and_is_preliminary():
