@@ -29,6 +29,7 @@ CHANCE = 1e-4
 LOOKS_A_WINDOW = 4
 SMOOTHING = 0.5
 END = 1 << 62
+CASE = ""  # a column of every case, alike in all
 Value = float | str
 Columns = dict[str, list[Value]]
 
@@ -75,12 +76,14 @@ def look(
     size = window or settings.window
     words, reference, after = _reference(journal, bundle, size)
     recent = _columns(journal, bundle.digest, "id > ? AND id <= ? ORDER BY id DESC LIMIT ?", (after, until, size))
-    if not reference or len(recent.get(ENERGY, ())) < size:
+    if not reference or len(recent.get(CASE, ())) < size:
         return None
     # A category of this device, such as its scanner, has no reference but the device's own first cases.
     own = reference if after else _columns(journal, bundle.digest, "id > ? ORDER BY id LIMIT ?", (0, size))
     shifts = []
     for feature, values in sorted(recent.items()):
+        if feature == CASE:
+            continue
         before = reference.get(feature) or own.get(feature, [])
         if len(before) < BINS or len(values) < size // 2:
             continue
@@ -200,7 +203,9 @@ def _columns(journal: Journal, digest: str, which: str, values: tuple[object, ..
     )
     found: Columns = {}
     for probabilities, energy, inputs in rows:
-        seen: dict[str, Any] = {**json.loads(inputs), ENERGY: energy}
+        seen: dict[str, Any] = {**json.loads(inputs), CASE: 0.0}
+        if energy is not None:
+            seen[ENERGY] = energy
         if shares := json.loads(probabilities):
             seen[SCORE] = max(shares)
         for name, value in seen.items():

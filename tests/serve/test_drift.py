@@ -152,3 +152,10 @@ def test_by_choice_an_alarm_brings_the_model_before_back(tmp_path, dense, phanto
     assert made.journal.fact(fact_of("tiny")) is None
     assert [item.kind for item in made.world()] == ["activated", "activated", "drift", "rolled-back", "drift-over"]
     made.close()
+
+
+def test_a_case_without_an_energy_counts_and_spoils_nothing(journal, bundle):
+    seen = cases(200, 0)
+    seen[150] = dataclasses.replace(seen[150], energy=float("nan"), probabilities=())
+    add(journal, bundle.digest, seen)
+    assert not look(journal, SETTINGS, bundle).drifted
