@@ -9,7 +9,7 @@ DATA ?=
 OUT ?= results
 POINTS ?= 1000
 
-.PHONY: setup system demo lint test test-arm64 test-image fuzz soak hostile bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -62,6 +62,11 @@ soak: setup system
 hostile: setup system
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --tries 10000 --out "$(OUT)"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentinels.py --studies 200 --out "$(OUT)"
+
+# intake.json: ours, storescp and Orthanc by 1, 4 and 8 senders, then memory over 50,000 instances; half an hour on two quiet
+# cores, and 20 GB of disk for a while
+bench-intake: setup system
+	$(BIN)/python benchmarks/intake.py --out "$(OUT)"
 
 fuzz: setup system
 	$(BIN)/python benchmarks/fuzz_dicom.py --files 5000 --out "$(OUT)/fuzz"

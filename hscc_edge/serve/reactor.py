@@ -14,9 +14,9 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hscc_edge.errors import extra
 from hscc_edge.serve.admission import NO_RESOURCES
@@ -47,6 +47,7 @@ class Upper(DULServiceProvider):
     """The upper layer (PS3.8), driven by its association's own thread."""
 
     most_pdu = 1 << 17
+    _refused = False
 
     def start(self) -> None:
         """There is no thread to start."""
@@ -69,14 +70,16 @@ class Upper(DULServiceProvider):
     def _step(self, seconds: float) -> bool:
         if self.artim_timer.expired:
             self.event_queue.put("Evt18")
+        moved = False
         if self.event_queue.empty() and not self._process_recv_primitive():
             self.socket.patience_s = seconds  # type: ignore[union-attr]
-            if self._is_transport_event():
+            moved = self._is_transport_event()
+            if moved:
                 self._idle_timer.restart()
         try:
             event = self.event_queue.get(block=False)
         except queue.Empty:
-            return False
+            return moved
         self.state_machine.do_action(event)
         return True
 
@@ -125,8 +128,7 @@ class Upper(DULServiceProvider):
                 return
             kind, length = head[0], struct.unpack(">L", head[2:])[0]
             if length > self._most(kind):
-                LOG.warning("event=pdu_refused type=%d bytes=%d", kind, length)
-                self.event_queue.put("Evt19")
+                self._refuse(kind, f"bytes={length}")
                 return
             body = connection.recv(length)
         except OSError:
@@ -135,19 +137,53 @@ class Upper(DULServiceProvider):
         if len(body) < length:
             self.event_queue.put("Evt17")
             return
+        self._take(kind, head, body)
+
+    def _take(self, kind: int, head: bytes, body: bytes) -> None:
+        """Hand a PDU to the state machine, but data in Sta6 past it: there DT-2 changes nothing (PS3.8 table 9-10)."""
         try:
-            pdu, event = self._decode_pdu(head + body)
+            if kind == P_DATA_TF and self.state_machine.current_state == "Sta6":
+                self._messages.receive_fragments(fragments(body))
+                return
+            pdu, event = self._decode_pdu(bytearray(head + body))
         except Exception as error:  # pynetdicom raises whatever a malformed PDU leads to
-            LOG.warning("event=pdu_refused type=%d reason=%s", kind, type(error).__name__)
-            self.event_queue.put("Evt19")
+            self._refuse(kind, f"reason={type(error).__name__}")
             return
         self._recv_pdu.put(pdu)
         self.event_queue.put(event)
+
+    @property
+    def _messages(self) -> Messages:
+        found: Any = self.assoc.dimse
+        return cast("Messages", found)
+
+    def _refuse(self, kind: int, what: str) -> None:
+        """Told once a connection: what follows a PDU of a wrong length is no PDU at all."""
+        if not self._refused:
+            LOG.warning("event=pdu_refused type=%d %s", kind, what)
+        self._refused = True
+        self.event_queue.put("Evt19")
 
     def _most(self, kind: int) -> int:
         if kind == P_DATA_TF:
             return self.most_pdu + SLACK
         return MOST_ASSOCIATE if kind in ASSOCIATE else MOST_OTHER
+
+
+def fragments(body: bytes) -> Iterator[tuple[int, memoryview]]:
+    """The presentation data values of a P-DATA-TF PDU (PS3.8 section 9.3.5): (context, control header and content).
+
+    Raises:
+        ValueError: if a length is wrong.
+    """
+    view, position = memoryview(body), 0
+    while position < len(view):
+        length, context = struct.unpack_from(">LB", view, position) if position + 6 <= len(view) else (0, 0)
+        end = position + 4 + length
+        if length < 2 or end > len(view):
+            raise ValueError("fragment length")
+        yield context, view[position + 5 : end]
+        position = end
 
 
 class Messages(DIMSEServiceProvider):
@@ -189,15 +225,27 @@ class Messages(DIMSEServiceProvider):
             self._served.on_idle()
 
     def receive_primitive(self, primitive: Any) -> None:
-        """Take fragments in: (context, control header and content), PS3.8 annex E."""
-        for context, fragment in primitive.presentation_data_value_list:
+        """Data in another state than Sta6, that is, after a release was asked for.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("data after release")
+
+    def receive_fragments(self, found: Iterable[tuple[int, memoryview]]) -> None:
+        """Take fragments in: (context, control header and content), PS3.8 annex E.
+
+        Raises:
+            ValueError, KeyError and what pynetdicom raises: if they make no message.
+        """
+        for context, fragment in found:
             if fragment[0] & 1:
                 self._add_command(context, fragment)
             else:
                 self._add_data(context, fragment)
 
-    def _add_command(self, context: int, fragment: bytes) -> None:
-        self._command += memoryview(fragment)[1:]
+    def _add_command(self, context: int, fragment: memoryview) -> None:
+        self._command += fragment[1:]
         if len(self._command) > MOST_COMMAND or self.message is not None or self._storing is not None:
             raise ValueError("unexpected command")
         if not fragment[0] & LAST:
@@ -211,10 +259,10 @@ class Messages(DIMSEServiceProvider):
         if self.message.decode_msg(_fragment(context, b"\x03" + command), self.assoc):
             self._hand_over(context)
 
-    def _add_data(self, context: int, fragment: bytes) -> None:
+    def _add_data(self, context: int, fragment: memoryview) -> None:
         if self._storing is not None:
             request, draft = self._storing
-            draft.write(memoryview(fragment)[1:])
+            draft.write(fragment[1:])
             if fragment[0] & LAST:
                 self._storing = None
                 self.msg_queue.put((context, _Object(request, draft)))  # type: ignore[arg-type]
@@ -222,7 +270,7 @@ class Messages(DIMSEServiceProvider):
         self._memory_bytes += len(fragment)
         if self.message is None or self._memory_bytes > MOST_IN_MEMORY:
             raise ValueError("unexpected data")
-        if self.message.decode_msg(_fragment(context, fragment), self.assoc):
+        if self.message.decode_msg(_fragment(context, bytes(fragment)), self.assoc):
             self._hand_over(context)
 
     def _hand_over(self, context: int) -> None:
