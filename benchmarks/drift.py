@@ -57,8 +57,9 @@ args = { pool = 1, hidden = 32, dropout = 0.0 }
 [decision]
 unit = "study"
 [train]
-epochs = 6
+epochs = 20
 batch_size = 16
+learning_rate = 1e-3
 seed = 3
 [site]
 value = "12738006"
@@ -69,6 +70,7 @@ value = "113091000"
 scheme = "SCT"
 meaning = "Magnetic resonance imaging"
 """
+SHM = Path("/dev/shm")  # nothing of a stream need outlive it, and a disk would wait for every commit
 WINDOWS = (100, 200, 400)
 Pixels = NDArray[np.float32]
 
@@ -197,7 +199,7 @@ def measure(
         before = [pools["none"][i] for i in random.integers(0, len(pools["none"]), 2 * window)]
         after = [pools[name][i] for i in random.integers(0, len(pools[name]), cases)]
         served = dataclasses.replace(bundle, digest=f"{number}", files=files)
-        with tempfile.TemporaryDirectory(dir=scratch) as place:
+        with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else scratch) as place:
             raised = _alarms(Path(place), served, window, before, after)
         alarms += len(raised)
         waits += [raised[0]] if raised else []
