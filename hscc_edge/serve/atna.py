@@ -168,7 +168,7 @@ def _of_line(config: Config, line: audit.Line) -> Iterator[Event]:
         yield Event(message.APPLICATION_ACTIVITY, "E", at, sides, title, kind)
     elif line.action in LOGINS:
         kind, outcome = LOGINS[line.action]
-        sides = [Participant(str(facts.get("account", "unknown")), True, address=address)]
+        sides = [Participant(str(facts.get("account") or "unknown"), True, address=address)]
         yield Event(message.USER_AUTHENTICATION, "E", at, sides, title, kind, outcome)
     elif line.action == "association-refused":
         sides = [message.own(title, requestor=False)]

@@ -32,7 +32,10 @@ from hscc_edge.serve.station import Station
 MANIFEST = "backup.json"
 JOURNAL = "journal.sqlite"
 # What belongs to the running daemon, or is copied in its own way.
-LEFT_OUT = {"lock", LOCK, "daemon.json", JOURNAL, "journal.sqlite-wal", "journal.sqlite-shm", "journal.turn", "spool"}
+LEFT_OUT = {
+    "lock", LOCK, "work.lock", "seats", "daemon.json", "sessions.json", JOURNAL, "journal.sqlite-wal",
+    "journal.sqlite-shm", "spool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def _copy_journal(source: Path, target: Path) -> None:
         contextlib.closing(sqlite3.connect(source, timeout=30)) as old,
         contextlib.closing(sqlite3.connect(target)) as new,
     ):
-        old.backup(new, pages=4096)
+        old.backup(new)  # in one step: with several, each commit in between would begin it anew
         new.execute("PRAGMA journal_mode=DELETE")
     target.chmod(0o600)
 
@@ -127,7 +130,11 @@ def _others(state: Path) -> Iterator[str]:
     for folder, names, files in os.walk(state):
         inside = Path(folder).relative_to(state)
         names[:] = [name for name in names if str(inside / name) not in LEFT_OUT and not name.startswith(".")]
-        yield from (str(inside / name) for name in files if str(inside / name) not in LEFT_OUT and name[0] != ".")
+        yield from (
+            str(inside / name)
+            for name in files
+            if str(inside / name) not in LEFT_OUT and not name.startswith(".") and not name.endswith(".turn")
+        )
 
 
 def _copy(source: Path, target: Path) -> str:

@@ -142,6 +142,11 @@ def of_study(journal: Journal, study: str) -> list[Instance]:
     return [Instance(*row) for row in rows]
 
 
+def any_removed(journal: Journal, study: str) -> bool:
+    """Whether retention has removed files of a study, so that it cannot be looked at as a whole."""
+    return bool(journal.read("SELECT 1 FROM instances WHERE study = ? AND removed IS NOT NULL LIMIT 1", (study,)))
+
+
 def aside(journal: Journal, limit: int = 1000) -> list[tuple[str, Instance]]:
     """(study's key, instance) of what ended without a result, newest first: the quarantine."""
     columns = ", ".join(f"instances.{name}" for name in COLUMNS.split(", "))

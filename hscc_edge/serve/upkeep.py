@@ -105,7 +105,11 @@ def _checkpoint(station: Station, journal: Journal, memory: Memory) -> None:
     """SQLite folds the log back by itself; it begins anew only when nobody reads, which is tried where it is long."""
     log = journal.path.with_name(journal.path.name + "-wal")
     if log.exists() and log.stat().st_size > WAL_BYTES:
-        journal.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        journal.read("PRAGMA busy_timeout = 200")  # writers wait as long as this does
+        try:
+            journal.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            journal.read("PRAGMA busy_timeout = 30000")
 
 
 def _logs(station: Station, journal: Journal, memory: Memory) -> None:

@@ -22,7 +22,7 @@ from hscc_edge.serve.crash import crash_point
 from hscc_edge.serve.drift import Watch
 from hscc_edge.serve.ending import Ending, ending
 from hscc_edge.serve.inference import Inference, InferenceUnavailable, inference_of
-from hscc_edge.serve.instances import NO_RESULT, RECEIVED, of_study
+from hscc_edge.serve.instances import NO_RESULT, RECEIVED, any_removed, of_study
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.lane import Lane
 from hscc_edge.serve.models import FAILED
@@ -38,6 +38,7 @@ TICK_S, PAUSE_S, TURN_S = 0.1, 5.0, 1.0
 ATTEMPTS, MOST_CRASHES = 2, 50
 FEWEST_STUDIES = 20
 WORKER_DIED = "failed: the worker died"
+REMOVED = "came after retention had removed files of its study: send the whole study again"
 Opening = Callable[[Station, Bundle], Inference]
 
 
@@ -171,6 +172,9 @@ class Worker:
             for study in group:
                 if study.attempts >= ATTEMPTS or study.crashes >= MOST_CRASHES:
                     self._give_up(left.pop(study.uid), WORKER_DIED)
+                    done += 1
+                elif any_removed(self._journal, study.uid):
+                    self._give_up(left.pop(study.uid), REMOVED)
                     done += 1
             studies.claim(self._journal, list(left))
             crash_point("study-claimed")
