@@ -1,4 +1,8 @@
-"""Engines of whole networks from a real builder, and the precision check on them; only the images are small."""
+"""Engines of whole networks from a real builder, and the precision check on them.
+
+The images are small, and but for EfficientNet-B0 the networks are as shallow as their kind allows: building takes time
+by the number of layers.
+"""
 
 from collections.abc import Callable
 
@@ -42,13 +46,18 @@ def hscc_alexnet() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "alexnet": (lambda: AlexNet(1, 4, pool=1, hidden=32), (1, 64, 64)),
     "hscc-alexnet": (hscc_alexnet, (1, 64, 64)),
-    "densenet121": (lambda: nets.DenseNet121(**WHOLE, out_channels=3), (1, 32, 32)),
-    "resnet50": (lambda: nets.resnet50(spatial_dims=2, n_input_channels=1, num_classes=3), (1, 32, 32)),
+    "densenet": (lambda: nets.DenseNet(**WHOLE, out_channels=3, block_config=(2, 2, 2, 2)), (1, 32, 32)),
+    "resnet": (
+        lambda: nets.ResNet(
+            "bottleneck", [1, 1, 1, 1], [16, 32, 64, 128], spatial_dims=2, n_input_channels=1, num_classes=3
+        ),
+        (1, 32, 32),
+    ),
     "efficientnet-b0": (
         lambda: nets.EfficientNetBN("efficientnet-b0", pretrained=False, **WHOLE, num_classes=3),
         (1, 32, 32),
     ),
-    "seresnet50": (lambda: nets.SEResNet50(**WHOLE, num_classes=3), (1, 32, 32)),
+    "seresnet": (lambda: nets.SEResNet50(layers=(1, 1, 1, 1), **WHOLE, num_classes=3), (1, 32, 32)),
     "vit": (
         lambda: ViT(1, 3, size=32, patch=16, hidden_size=48, mlp_dim=64, num_layers=2, num_heads=4),
         (1, 32, 32),
