@@ -20,7 +20,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 WELL = "well"
 MOODS = ("refuses", "hangs", "hangs-in-store", "fails", "dies-in-store", "dies-after-store", "resets")
-FAILURES = (0xA700, 0xA900, 0xC001, 0x0122, 0x0110)
+FAILURES = (0xA700, 0xA900, 0xC001, 0x0110)  # not 0x0122: what has refused a class must not have stored it before
 SMALL_PDU = 2048
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from soak_archive import MOODS, WELL, Archive
 from soak_check import figures, gather, kept, problems
-from soak_daemon import Running, Station
+from soak_daemon import Refused, Running, Station
 from soak_faults import Disk
 from soak_load import Item, Load, join
 
@@ -156,6 +156,10 @@ class Campaign:
         if not done:
             wrong.append(f"settled: work was left after {SETTLE_S:.0f} s")
         wrong += [f"unacknowledged: {item.sop}" for item in self.load.unacknowledged]
+        try:
+            self.station.run(["state", "check", str(self.station.config)])
+        except Refused as error:
+            wrong += [f"state_check: {line}" for line in str(error).splitlines()]
         return {**figures(found, wrong), "problems": wrong}
 
 

@@ -32,6 +32,7 @@ when = {{ Modality = ["MR"] }}
 port = 0
 processes = 2
 idle_s = 10.0
+commitment = true
 [[destination]]
 ae_title = "ARCHIVE"
 host = "127.0.0.1"
@@ -181,11 +182,12 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _live(order: Mapping[str, Any]) -> None:
+def _live(order: Mapping[str, Any], told: int) -> None:
     """The forked process: a session of its own, its log, then the verb of hscc-edge."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
+    os.close(told)
     log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for old, new in ((nothing, 0), (log, 1), (log, 2)):
@@ -212,9 +214,13 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed supervisor end here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while line := sys.stdin.readline():
+        ready, told = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _live(json.loads(line))
+            _live(json.loads(line), told)
+        os.close(told)
+        os.read(ready, 1)  # its session is there, so that it can be looked for
+        os.close(ready)
         print(pid, flush=True)
 
 

@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pydicom
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
+from pynetdicom import AE, evt
 
 SENDERS = 8
 ROOT = "1.2.826.0.1.3680043.8.498."
 PLACES = {name: f"{ROOT}{digit}{'0' * 36}" for name, digit in (("study", 7), ("series", 8), ("sop", 9))}
 LARGE = 512
+PUSH_MODEL = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model SOP Class
 # kind -> (share, whether it is in scope and usable)
 KINDS = {"slice": (0.84, True), "large": (0.06, True), "ct": (0.05, False), "broken": (0.05, False)}
 MINIMUM = 2  # images that the bundle's decision needs
@@ -172,6 +175,37 @@ def templates(model: Path) -> dict[str, bytes]:
         dataset.save_as(buffer)
         found[kind] = buffer.getvalue()
     return found
+
+
+def ask_commitment(port: int, items: Sequence[Item], wait_s: float = 20.0) -> bool:
+    """Ask for storage commitment (PS3.4 J.3) to all of these; whether it was given, on the same association."""
+    answers: list[int] = []
+    told = threading.Event()
+
+    def on_report(event: Any) -> tuple[int, None]:
+        answers.append(event.event_type)
+        told.set()
+        return 0x0000, None
+
+    wanted = pydicom.Dataset()
+    wanted.TransactionUID, wanted.ReferencedSOPSequence = generate_uid(), []
+    for item in items:
+        one = pydicom.Dataset()
+        one.ReferencedSOPClassUID = CTImageStorage if item.kind == "ct" else MRImageStorage
+        one.ReferencedSOPInstanceUID = item.sop
+        wanted.ReferencedSOPSequence.append(one)
+    entity = AE(ae_title="ASKS")
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = wait_s
+    entity.add_requested_context(PUSH_MODEL)
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_report), (evt.EVT_CONN_CLOSE, lambda _: told.set())]
+    association = entity.associate("127.0.0.1", port, ae_title="HSCC_EDGE", evt_handlers=handlers)
+    if not association.is_established:
+        return False
+    association.send_n_action(wanted, 1, PUSH_MODEL, "1.2.840.10008.1.20.1.1")
+    told.wait(wait_s)
+    if association.is_established:
+        association.release()
+    return answers == [1]
 
 
 def join(threads: Iterable[threading.Thread]) -> None:

@@ -23,10 +23,10 @@ RETENTION = "[retention]\nmax_gib = 0.001\n"
 # What campaigns are configured with in turn, and the crash points that are passed only with it.
 VARIANTS = ("", COMMITMENT, COMMITMENT, COMMITMENT + RETENTION)
 ONLY_WITH = {
-    "commitment-reported": "senders that ask for it", "commitment-": COMMITMENT, "removal-": RETENTION,
-    "files-": RETENTION,
+    "commitment-asked": COMMITMENT, "commitment-answered": COMMITMENT, "removal-": RETENTION, "files-": RETENTION,
 }  # fmt: skip
-BY_A_VERB = "model-"
+WITH_RETENTION_NONE = ("commitment-reported",)  # nothing is promised where files are removed
+OF_THEIR_OWN = {"model-": "switch", "commitment-reported": "promise"}
 
 
 def plan(kills: int, seed: int, each: int = EACH) -> list[tuple[str, list[Point]]]:
@@ -45,20 +45,22 @@ def plan(kills: int, seed: int, each: int = EACH) -> list[tuple[str, list[Point]
 def _point(kind: str, number: int, more: str, choice: random.Random) -> Point:
     detail, seed = "", choice.getrandbits(48)
     if kind == "crash" or (kind == "power" and number % 2):
-        name = choice.choice(passed_with(more, verbs=kind == "crash"))
-        kind, detail = ("switch" if name.startswith(BY_A_VERB) else kind), count_of(name, choice)
+        name = choice.choice(passed_with(more, by_itself=kind == "power"))
+        kind = next((other for start, other in OF_THEIR_OWN.items() if name.startswith(start)), kind)
+        detail = count_of(name, choice)
     elif kind in DETAILS:
         detail = choice.choice(DETAILS[kind])
     return Point(kind, detail, seed)
 
 
-def passed_with(more: str, *, verbs: bool = False) -> list[str]:
-    """The crash points of the daemon's code that it passes with this configuration; `verbs`: its verbs' ones too."""
+def passed_with(more: str, *, by_itself: bool = True) -> list[str]:
+    """The daemon's named steps that it passes with this configuration; not `by_itself`: if it is asked to, too."""
     return [
         name
         for name in POINTS
         if all(wanted in more for start, wanted in ONLY_WITH.items() if name.startswith(start))
-        and (verbs or not name.startswith(BY_A_VERB))
+        and not (RETENTION in more and name in WITH_RETENTION_NONE)
+        and not (by_itself and name.startswith((*OF_THEIR_OWN,)))
     ]
 
 

@@ -18,12 +18,15 @@ from soak_campaign import Broken, Campaign, Point, wait
 from soak_check import kept, sound
 from soak_daemon import Refused
 from soak_faults import ALL, OPERATIONS, Entry
-from soak_load import join
+from soak_load import MINIMUM, ask_commitment, join
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 SINGLE = ("intake-1", "intake-2", "work", "delivery", "supervisor")
 # A kill at the COUNTth passage of a point is to be reached before the load of one point is over.
-MOST = {"study-": 3, "report-": 2, "delivery-": 3, "commitment-": 2, "model-": 1}
+MOST = {
+    "study-": 3, "report-": 2, "delivery-": 3, "commitment-r": 1, "commitment-": 2, "model-": 1, "removal-": 1,
+    "files-": 1,
+}  # fmt: skip
 OFTEN = ("create", "write", "sync", "rename")
 UNREACHED_S, HUNG_S = 15.0, 60.0
 CUTS = 12
@@ -41,6 +44,18 @@ def crash(campaign: Campaign, point: Point, choice: random.Random) -> None:
         campaign.tally.unreached[point.detail.partition(":")[0]] += 1
     campaign.stop()
     join(senders)
+
+
+def promise(campaign: Campaign, point: Point, choice: random.Random) -> None:
+    """kill -9 at a named step while a sender asks for commitment to what was acknowledged; asked again, it is given."""
+    daemon = campaign.start(point.detail)
+    join(campaign.load.send(daemon.port, campaign.load.small(), senders=1))
+    asked = campaign.items[-MINIMUM:]
+    if ask_commitment(daemon.port, asked):
+        campaign.tally.unreached[point.detail.partition(":")[0]] += 1
+    campaign.stop()
+    if len(campaign.items) >= MINIMUM and not ask_commitment(campaign.start().port, asked):
+        raise Broken("promise: what is kept for ever is not committed to")
 
 
 def switch(campaign: Campaign, point: Point, choice: random.Random) -> None:
@@ -253,7 +268,8 @@ def count_of(name: str, choice: random.Random) -> str:
 
 
 DO: dict[str, Callable[[Campaign, Point, random.Random], None]] = {
-    "crash": crash, "switch": switch, "instant": instant, "single": single, "power": power, "mood": mood, "disk": disk,
-    "disk-at-start": disk_at_start, "sweep-start": sweep_start, "sweep-load": sweep_load, "full": full,
+    "crash": crash, "switch": switch, "promise": promise, "instant": instant, "single": single, "power": power,
+    "mood": mood, "disk": disk, "disk-at-start": disk_at_start, "sweep-start": sweep_start, "sweep-load": sweep_load,
+    "full": full,
 }  # fmt: skip
-KILLS = ("crash", "switch", "instant", "single", "power")
+KILLS = ("crash", "switch", "promise", "instant", "single", "power")

@@ -13,7 +13,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "soak.md"
 BEGIN, END = "<!-- figures: ", "<!-- end of figures -->"
 KINDS = {
     "crash": "killed at a named step", "instant": "killed at some instant", "single": "one process killed",
-    "power": "power cut", "switch": "killed while a model is installed or switched", "disk": "failing disk at work",
+    "power": "power cut", "switch": "killed while a model is installed or switched",
+    "promise": "killed while a sender is promised to keep", "disk": "failing disk at work",
     "disk-at-start": "failing disk at the start", "mood": "archive in a bad mood",
     "sweep-start": "each call of a start fails", "sweep-load": "each call of a study's life fails",
     "full": "volume filled",
