@@ -158,3 +158,12 @@ def test_a_journal_that_cannot_be_written_is_told(station):
     (station.config.state / "journal.sqlite").write_bytes(b"no journal" * 1000)
     code, faults = asked(station, "/readyz")
     assert code == 503 and "cannot be written" in faults[0]
+
+
+def test_the_documentation_names_every_metric_and_no_other(station):
+    tell(station, work={"pid": 12, "restarts": 0, "silent_s": 0.5})
+    text = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    made = set(re.findall(r"# TYPE (\S+)", metrics.text(station).decode()))
+    table = text.partition("## Metrics")[2]
+    assert set(re.findall(r"`(hscc_edge_\w+)`", table)) == made
+    assert {name.removesuffix("_bucket") for name in re.findall(r"hscc_edge_\w+", text)} <= made

@@ -47,6 +47,17 @@ def kinds(messages: list[bytes]) -> list[str]:
     return [item.find("EventIdentification/EventID").get("csd-code") for item in found]
 
 
+def heard(manager: socket.socket) -> list[bytes]:
+    """What systemd was told since the last call, the first line of each."""
+    manager.setblocking(False)
+    words: list[bytes] = []
+    while True:
+        try:
+            words.append(manager.recv(100).split(b"\n")[0])
+        except BlockingIOError:
+            return words
+
+
 def test_a_day_of_the_daemon(tmp_path, phantom, dense, monkeypatch):
     items = next(iter(phantom.cases("study").values()))
     files = [phantom.path(item) for item in items]
@@ -75,17 +86,13 @@ def test_a_day_of_the_daemon(tmp_path, phantom, dense, monkeypatch):
             assert wait_for(lambda: "110105" in kinds(repository.messages))
             assert storescu(port, files[2:]) == set(files[2:])
             assert wait_for(lambda: "no-result" in box.states())
+            words = heard(manager)
+            assert wait_for(lambda: words.extend(heard(manager)) or b"WATCHDOG=1" in words)
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
-        words = []
-        manager.setblocking(False)
-        while True:
-            try:
-                words.append(manager.recv(100).split(b"\n")[0])
-            except BlockingIOError:
-                break
-    assert words.index(b"RELOADING=1") < words.index(b"READY=1") < words.index(b"STOPPING=1") and b"WATCHDOG=1" in words
+        words += heard(manager)
+    assert words.index(b"RELOADING=1") < words.index(b"READY=1") < words.index(b"STOPPING=1")
     journal = station.journal()
     assert check(station, journal, running=False).faults == ()
     ((reason,),) = journal.read("SELECT DISTINCT reason FROM instances WHERE state = 'no-result'")
