@@ -47,7 +47,9 @@ CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY, report INTEGER NOT NULL REFERENCES reports, destination TEXT NOT NULL, form TEXT NOT NULL,
     sop TEXT, content BLOB, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, next_tick REAL NOT NULL DEFAULT 0,
     reason TEXT, asked TEXT, sent REAL, ended REAL, UNIQUE (report, destination, form));
-CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (state, next_tick) WHERE state IN ('pending', 'stored');
+CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (destination, state, id)
+    WHERE state IN ('pending', 'stored');
+CREATE INDEX IF NOT EXISTS reports_study ON reports (study);
 CREATE INDEX IF NOT EXISTS deliveries_dead ON deliveries (state) WHERE state = 'dead';
 CREATE TABLE IF NOT EXISTS asks (
     transaction_uid TEXT NOT NULL, delivery INTEGER NOT NULL REFERENCES deliveries,

@@ -14,7 +14,7 @@ from hscc_edge.serve.timeline import note
 
 PENDING, STORED, DELIVERED, DEAD = "pending", "stored", "delivered", "dead"
 WITHHELD = "withheld"  # its report was recalled before it was sent
-OPEN = (PENDING, STORED)
+IS_OPEN = "state IN ('pending', 'stored')"  # word for word as in the index, or SQLite does not use it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,11 @@ def due(journal: Journal, destination: str, limit: int = 16) -> list[Delivery]:
     """What is to be sent to a destination now, oldest first; nothing while an earlier one of its study is open."""
     earlier = (
         "SELECT 1 FROM deliveries AS o JOIN reports AS p ON p.id = o.report WHERE p.study = r.study "
-        "AND o.destination = d.destination AND o.form = d.form AND o.id < d.id AND o.state IN ('pending', 'stored')"
+        f"AND o.destination = d.destination AND o.form = d.form AND o.id < d.id AND o.{IS_OPEN}"
     )
     rows = journal.read(
-        SELECT + f"WHERE d.state = ? AND d.destination = ? AND d.next_tick <= ? AND NOT EXISTS ({earlier}) "
+        SELECT + f"WHERE d.{IS_OPEN} AND d.state = ? AND d.destination = ? AND d.next_tick <= ? "
+        f"AND NOT EXISTS ({earlier}) "
         "ORDER BY d.id LIMIT ?",
         (PENDING, destination, ticks(), limit),
     )
@@ -80,7 +81,7 @@ def due(journal: Journal, destination: str, limit: int = 16) -> list[Delivery]:
 def awaiting(journal: Journal, destination: str, limit: int = 256) -> list[Delivery]:
     """What a destination has stored and not yet committed to, and whose time to ask (again) has come."""
     rows = journal.read(
-        SELECT + "WHERE d.state = ? AND d.destination = ? AND d.next_tick <= ? ORDER BY d.id LIMIT ?",
+        SELECT + f"WHERE d.{IS_OPEN} AND d.state = ? AND d.destination = ? AND d.next_tick <= ? ORDER BY d.id LIMIT ?",
         (STORED, destination, ticks(), limit),
     )
     return [Delivery(*row) for row in rows]

@@ -13,6 +13,7 @@ from pynetdicom import AE, evt
 from hscc_edge.bundle import Bundle, Code, Spec
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve import outbox, studies
+from hscc_edge.serve.commitment import INSTANCE, PUSH_MODEL
 from hscc_edge.serve.config import Config, Destination, ServedModel
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.report import Decided, next_report
@@ -117,3 +118,37 @@ def archive(
         yield server.server_address[1], kept
     finally:
         server.shutdown()
+
+
+def answer_to(request: pydicom.Dataset, failed: dict[str, int] | None = None) -> pydicom.Dataset:
+    """The event information of an N-EVENT-REPORT (PS3.4 table J.3-2)."""
+    found = pydicom.Dataset()
+    found.TransactionUID = request.TransactionUID
+    kept, lost = [], []
+    for item in request.ReferencedSOPSequence:
+        reason = (failed or {}).get(item.ReferencedSOPInstanceUID)
+        (kept if reason is None else lost).append(item)
+        if reason is not None:
+            item.FailureReason = reason
+    found.ReferencedSOPSequence = kept
+    if lost:
+        found.FailedSOPSequence = lost
+    return found
+
+
+@contextmanager
+def committing(status: int = 0x0000, answers: bool = False):
+    """(port, what was stored, the requests) of an archive that takes commitment requests."""
+    requests = []
+
+    def on_action(event):
+        requests.append(event.action_information)
+        if answers and status == 0x0000:
+            threading.Thread(target=tell, args=(event.assoc, requests[-1]), daemon=True).start()
+        return status, None
+
+    def tell(association, request):
+        association.send_n_event_report(answer_to(request), 1, PUSH_MODEL, INSTANCE)
+
+    with archive(handlers=((evt.EVT_N_ACTION, on_action),)) as (port, kept):
+        yield port, kept, requests

@@ -1,13 +1,10 @@
 """Storage commitment: a result counts as delivered when the archive has promised to keep it, however it answers."""
 
 import gc
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
-import pydicom
 import pytest
-from outgoing import QUICK, Desk, archive, decided
+from outgoing import QUICK, Desk, answer_to, committing, decided
 from pynetdicom import AE, evt
 
 from hscc_edge.serve import outbox
@@ -22,40 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnr
 def collected():
     yield
     gc.collect()
-
-
-def answer_to(request: pydicom.Dataset, failed: dict[str, int] | None = None) -> pydicom.Dataset:
-    """The event information of an N-EVENT-REPORT (PS3.4 table J.3-2)."""
-    found = pydicom.Dataset()
-    found.TransactionUID = request.TransactionUID
-    kept, lost = [], []
-    for item in request.ReferencedSOPSequence:
-        reason = (failed or {}).get(item.ReferencedSOPInstanceUID)
-        (kept if reason is None else lost).append(item)
-        if reason is not None:
-            item.FailureReason = reason
-    found.ReferencedSOPSequence = kept
-    if lost:
-        found.FailedSOPSequence = lost
-    return found
-
-
-@contextmanager
-def committing(status: int = 0x0000, answers: bool = False):
-    """(port, what was stored, the requests) of an archive that takes commitment requests."""
-    requests = []
-
-    def on_action(event):
-        requests.append(event.action_information)
-        if answers and status == 0x0000:
-            threading.Thread(target=tell, args=(event.assoc, requests[-1]), daemon=True).start()
-        return status, None
-
-    def tell(association, request):
-        association.send_n_event_report(answer_to(request), 1, PUSH_MODEL, INSTANCE)
-
-    with archive(handlers=((evt.EVT_N_ACTION, on_action),)) as (port, kept):
-        yield port, kept, requests
 
 
 def desk_for(root, port: int, **changes) -> Desk:

@@ -1,12 +1,19 @@
 """Delivery to peers that refuse, hang, fail or die: nothing is lost, nothing waits for another, order is kept."""
 
 import gc
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
+import pydicom
 import pytest
-from outgoing import QUICK, Desk, archive, decided
+from outgoing import QUICK, Desk, archive, committing, decided
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 
 from hscc_edge.serve import outbox
@@ -191,6 +198,47 @@ def test_a_study_s_reports_arrive_in_their_order(tmp_path):
         assert found.step() == 0
         steps(found, desk)
     assert [item.SOPInstanceUID for item in kept] == [first.sop, second.sop]
+
+
+COURIER = """
+import sys
+from pathlib import Path
+from outgoing import QUICK, Desk
+from dataclasses import replace
+from hscc_edge.serve.delivery import Courier
+
+commitment = sys.argv[3] == "commitment"
+desk = Desk(Path(sys.argv[1]), replace(QUICK, port=int(sys.argv[2]), commitment=commitment, commitment_s=0.1))
+courier = Courier(desk.station, desk.journal, desk.station.config.destination[0])
+while {"pending", "stored"} & desk.counts().keys():
+    courier.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "kind"),
+    [
+        ("delivery-begun", "plain"), ("delivery-answered", "plain"), ("delivery-noted", "plain"),
+        ("commitment-asked", "commitment"), ("commitment-answered", "commitment"),
+    ],
+)  # fmt: skip
+def test_killed_at_any_step_every_report_arrives_and_is_the_same_object(tmp_path, point, kind):
+    def run(**more: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", COURIER, str(tmp_path), str(port), kind],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **more}, start_new_session=True, timeout=120,
+        )  # fmt: skip
+        return done.returncode
+
+    with committing(answers=True) as (port, kept, _):
+        desk = Desk(tmp_path, replace(QUICK, port=port))
+        reports = [desk.report(f"1.2.{number}") for number in range(2)]
+        assert run(HSCC_EDGE_CRASH=f"{point}:1") == -signal.SIGKILL
+        assert run() == 0
+    assert desk.counts() == {"delivered": 2}
+    assert {item.SOPInstanceUID for item in kept} == {report.sop for report in reports}
+    originals = {report.sop: pydicom.dcmread(BytesIO(report.content)) for report in reports}
+    assert all(item == originals[item.SOPInstanceUID] for item in kept)
 
 
 def test_an_archive_that_knows_no_comprehensive_3d_sr_gets_an_enhanced_one(tmp_path):
