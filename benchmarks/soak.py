@@ -27,6 +27,7 @@ from typing import Any
 
 import soak_faults
 from soak_campaign import Broken, Campaign, Made, Point
+from soak_load import dcmtk
 from soak_models import small_bundles
 from soak_plan import EACH, FILLED, SWEEPS, plan
 from soak_points import DO, KILLS
@@ -126,11 +127,11 @@ def _versions() -> dict[str, str]:
 
     root = Path(__file__).resolve().parent.parent
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
-    dcmtk = subprocess.run(["storescu", "--version"], capture_output=True, text=True).stdout
+    told = subprocess.run([dcmtk("storescu"), "--version"], capture_output=True, text=True).stdout
     return {
         "hscc_edge": commit.stdout.strip(), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version,
         "pydicom": pydicom.__version__, "pynetdicom": pynetdicom.__version__,
-        "dcmtk": dcmtk.split()[2].lstrip("v") if dcmtk else "",
+        "dcmtk": told.split()[2].lstrip("v"),
     }  # fmt: skip
 
 

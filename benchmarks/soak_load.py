@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
@@ -117,7 +118,20 @@ class Load:
 
     def _storescu(self, port: int, items: Sequence[Item]) -> None:
         by_path, current = {item.path: item for item in items}, None
-        words = ["storescu", "-v", "-nh", "-to", "20", "-td", "20", "-ta", "20", "-aec", "HSCC_EDGE", "127.0.0.1"]
+        words = [
+            dcmtk("storescu"),
+            "-v",
+            "-nh",
+            "-to",
+            "20",
+            "-td",
+            "20",
+            "-ta",
+            "20",
+            "-aec",
+            "HSCC_EDGE",
+            "127.0.0.1",
+        ]
         with subprocess.Popen(
             [*words, str(port), *by_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -175,6 +189,11 @@ def templates(model: Path) -> dict[str, bytes]:
         dataset.save_as(buffer)
         found[kind] = buffer.getvalue()
     return found
+
+
+def dcmtk(name: str) -> str:
+    """A program of dcmtk's: pynetdicom installs a storescu too, which comes first in an activated environment."""
+    return str(Path(shutil.which("dsrdump") or "").with_name(name))
 
 
 def ask_commitment(port: int, items: Sequence[Item], wait_s: float = 20.0) -> bool:

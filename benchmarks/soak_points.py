@@ -21,7 +21,7 @@ from soak_faults import ALL, OPERATIONS, Entry
 from soak_load import MINIMUM, ask_commitment, join
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-SINGLE = ("intake-1", "intake-2", "work", "delivery", "supervisor")
+SINGLE = ("intake-1", "intake-2", "work", "delivery", "upkeep", "supervisor")
 # A kill at the COUNTth passage of a point is to be reached before the load of one point is over.
 MOST = {
     "study-": 3, "report-": 2, "delivery-": 3, "commitment-r": 1, "commitment-": 2, "model-": 1, "removal-": 1,

@@ -2,7 +2,7 @@
 # Install what is missing of the Debian packages that a make verb needs: where it may (root, or sudo without a password),
 # else name the one command to run and end with 2.
 #   tools/system_packages.sh setup    python3-venv
-#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server, Pango, Orthanc, PixelMed, systemd
+#   tools/system_packages.sh test     dcmtk, dicom3tools, openjph-tools, chromium, openssh-server, Pango, Orthanc, PixelMed, systemd, gcc
 #   tools/system_packages.sh arm64    debootstrap, qemu-user-static
 #   tools/system_packages.sh image    buildah, qemu-user-static
 set -euo pipefail
@@ -25,6 +25,8 @@ case "${1:-}" in
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || missing+=(orthanc-dicomweb) # sends by STOW-RS
     [ -e /usr/share/java/pixelmed.jar ] || missing+=(libpixelmed-java default-jre-headless) # validates structured reports
     need systemd-analyze systemd
+    need cc gcc # the soak's failing disk
+    [ -e /usr/include/unistd.h ] || missing+=(libc6-dev)
     ;;
   arm64)
     need debootstrap debootstrap
