@@ -39,6 +39,7 @@ MOST_META = 1 << 16
 TEXTS = (b"AE", b"AS", b"CS", b"DA", b"DS", b"IS", b"LO", b"SH", b"TM", b"UI")
 MOST_HEAD = 1 << 14
 PIECE = 1 << 20
+MOST_NESTED = 10
 UID = re.compile(r"[0-9.]{1,64}")
 
 
@@ -214,13 +215,15 @@ def _canonical(content: bytes) -> bytes | None:
     return buffer.getvalue()
 
 
-def _plain(dataset: pydicom.Dataset) -> pydicom.Dataset:
+def _plain(dataset: pydicom.Dataset, depth: int = 0) -> pydicom.Dataset:
+    if depth > MOST_NESTED:  # pydicom's text of an error met within doubles with each level, to gigabytes
+        raise ValueError("nested too deep")
     plain = pydicom.Dataset()
     for element in dataset:
         if element.tag.element == 0:
             continue
         if element.VR == "SQ":
-            element.value = [_plain(item) for item in element.value]
+            element.value = [_plain(item, depth + 1) for item in element.value]
             element.is_undefined_length = True
         plain.add(element)
     return plain
