@@ -6,6 +6,7 @@ are its own: a process that is replaced loses no connection that is not yet acce
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -64,7 +65,9 @@ class Supervisor:
         self._retired: list[Child] = []
 
     def start(self) -> None:
-        """Fork every process."""
+        """Fork every process; what is in memory by now stays shared, since no collector touches it any more."""
+        gc.collect()
+        gc.freeze()
         for child in self._children:
             self._fork(child)
 
