@@ -30,7 +30,7 @@ from hscc_edge.serve.syslog import Sender, frame
 
 LOG = logging.getLogger(__name__)
 EVENTS, LINES = "atna_event", "atna_line"
-AT_ONCE = 50
+AT_ONCE, MADE_AT_ONCE = 50, 500
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 300.0
 NAMED = ["PatientID", "PatientName", "SOPClassUID"]
 LOGINS = {
@@ -43,10 +43,10 @@ def collect(station: Station, journal: Journal) -> int:
     """Make the messages of what has happened since the last call; returns how many."""
     last = int(journal.fact(EVENTS) or 0)
     rows = journal.read(
-        "SELECT id, time, study, kind, detail FROM events WHERE id > ? ORDER BY id LIMIT ?", (last, AT_ONCE)
+        "SELECT id, time, study, kind, detail FROM events WHERE id > ? ORDER BY id LIMIT ?", (last, MADE_AT_ONCE)
     )
     seq, end = (int(part) for part in (journal.fact(LINES) or "0 0").split(" "))
-    lines, new_seq, new_end = audit.follow(station.config.state, seq, end, AT_ONCE)
+    lines, new_seq, new_end = audit.follow(station.config.state, seq, end, MADE_AT_ONCE)
     made = [item for row in rows for item in _of_event(station, journal, *row)]
     made += [item for line in lines for item in _of_line(station.config, line)]
     if not rows and new_seq == seq:
