@@ -185,7 +185,7 @@ def fit(
 
     What the table's sum misses (layouts, lost fusions, the layers between) is added to the fixed part for the next try,
     but never so much or so little as was too much or too little before: then half way between. At most TRIES networks
-    are exported and timed; none where the table was timed on another machine.
+    are exported and timed, each once; none where the table was timed on another machine.
 
     Raises:
         BudgetError: if no network within the budget was found.
@@ -199,8 +199,10 @@ def fit(
     offset, slow, fast = 0.0, None, None
     for _ in range(TRIES):
         predicted = predicted_ms(timed, plan)
-        dense_ms, network_ms = time_networks(dense, timed.build(plan), image, threads)
-        measured = table.dense_ms * network_ms / dense_ms
+        measured = next((item[2] for item in tried if item[0].layers == plan.layers), None)
+        if measured is None:
+            dense_ms, network_ms = time_networks(dense, timed.build(plan), image, threads)
+            measured = table.dense_ms * network_ms / dense_ms
         tried.append((plan, predicted, measured))
         if CLOSE * ceiling <= measured <= ceiling:
             break

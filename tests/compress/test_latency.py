@@ -39,12 +39,6 @@ def timed(found):
     return latency.time_candidates(found.problem, found.proposal, dense, image), dense, image
 
 
-@pytest.fixture
-def two_tries(monkeypatch):
-    """A budget that lets the dense network pass is never nearly used up, so that every try would be made."""
-    monkeypatch.setattr(latency, "TRIES", 2)
-
-
 @pytest.mark.parametrize("structure", ["dense", *ALL])
 def test_a_layer_s_graph_computes_the_layer(found, structure):
     entry = found.proposal.candidates["features.5"]
@@ -91,7 +85,7 @@ def test_a_table_survives_its_file(timed, tmp_path):
         latency.read_table({"version": 99})
 
 
-def test_a_latency_budget_is_planned_and_measured(found, timed, two_tries):
+def test_a_latency_budget_is_planned_and_measured(found, timed):
     table, dense, image = timed
     chosen = latency.fit(found.proposal, table, Budget("latency", 2.0 * table.dense_ms, "ms"), dense, image)
     assert chosen.latency_ms <= 2.0 * table.dense_ms and chosen.speedup >= 0.5 - 1e-9
@@ -128,7 +122,7 @@ def test_what_cannot_be_had_is_refused(found, timed):
         latency.fit(found.proposal, table, Budget("latency", 1e6), dense, image)
 
 
-def test_alds_is_timed_by_its_numbers_of_groups_and_meets_milliseconds(found, timed, two_tries):
+def test_alds_is_timed_by_its_numbers_of_groups_and_meets_milliseconds(found, timed):
     _, dense, image = timed
     alds = METHODS["alds"](found.problem)
     table = latency.time_candidates(found.problem, alds, dense, image)
