@@ -192,7 +192,8 @@ def fit(
     """
     timed, ceiling = table.apply(proposal), budget.ceiling(table.dense_ms)
     inner = Budget("latency", ceiling, "ms")
-    plan, tried = timed.plan(inner), []
+    plan = timed.plan(inner)
+    tried: list[tuple[Plan, float, float]] = []
     if table.foreign:
         predicted = predicted_ms(timed, plan)
         return Timed(dataclasses.replace(plan, budget=str(budget)), predicted, None, None, table.dense_ms / predicted)
