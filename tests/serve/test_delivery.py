@@ -223,18 +223,16 @@ while {"pending", "stored"} & desk.counts().keys():
     ],
 )  # fmt: skip
 def test_killed_at_any_step_every_report_arrives_and_is_the_same_object(tmp_path, point, kind):
-    def run(**more: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", COURIER, str(tmp_path), str(port), kind],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **more}, start_new_session=True, timeout=120,
-        )  # fmt: skip
-        return done.returncode
-
     with committing(answers=True) as (port, kept, _):
-        desk = Desk(tmp_path, replace(QUICK, port=port))
+        desk = Desk(tmp_path, replace(QUICK, port=port, commitment=kind == "commitment", commitment_s=0.1))
         reports = [desk.report(f"1.2.{number}") for number in range(2)]
-        assert run(HSCC_EDGE_CRASH=f"{point}:1") == -signal.SIGKILL
-        assert run() == 0
+        killed = subprocess.run(
+            [sys.executable, "-c", COURIER, str(tmp_path), str(port), kind],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HSCC_EDGE_CRASH": f"{point}:1"},
+            start_new_session=True, timeout=120,
+        )  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL
+        steps(courier(desk), desk)
     assert desk.counts() == {"delivered": 2}
     assert {item.SOPInstanceUID for item in kept} == {report.sop for report in reports}
     originals = {report.sop: pydicom.dcmread(BytesIO(report.content)) for report in reports}
