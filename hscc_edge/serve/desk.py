@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from hscc_edge import __version__
-from hscc_edge.errors import StorageError, extra
+from hscc_edge.errors import HsccError, extra
 from hscc_edge.serve import alarms, csrf, words
 from hscc_edge.serve.accounts import OPERATOR, VIEWER, accounts_file, read_accounts
 from hscc_edge.serve.attempts import Attempts
@@ -132,9 +132,9 @@ async def _serve(answer: Answer, role: str, request: Request) -> Response:
         return Response("the form came too slowly: send it again\n", 408, {"Connection": "close"}, "text/plain")
     except HTTPException as error:
         return Response(f"{error.detail}\n", error.status_code, error.headers, "text/plain")
-    except (StorageError, sqlite3.Error, OSError) as error:
+    except (HsccError, sqlite3.Error, OSError) as error:
         LOG.error("event=page_failed reason=%s", type(error).__name__)
-        said = str(error) if isinstance(error, StorageError) else "the journal or the disk does not answer: see the log"
+        said = str(error) if isinstance(error, HsccError) else "the journal or the disk does not answer: see the log"
         return Response(f"{said}\n", 503, {"Retry-After": "5"}, "text/plain")
 
 

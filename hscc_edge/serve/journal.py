@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS instances (
     study TEXT NOT NULL REFERENCES studies, file TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL, door TEXT NOT NULL,
     state TEXT NOT NULL, reason TEXT, received REAL NOT NULL, removed REAL, UNIQUE (sop, digest));
 CREATE INDEX IF NOT EXISTS instances_study ON instances (study, state);
-CREATE INDEX IF NOT EXISTS instances_open ON instances (study) WHERE state = 'received';
+CREATE INDEX IF NOT EXISTS instances_open ON instances (state, study) WHERE state = 'received';
 CREATE INDEX IF NOT EXISTS instances_aside ON instances (id) WHERE state IN ('no-result', 'conflict');
 CREATE INDEX IF NOT EXISTS instances_kept ON instances (received) WHERE removed IS NULL;
 CREATE TABLE IF NOT EXISTS reports (

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hscc_edge.bundle import read_bundle
+from hscc_edge.errors import BundleError
 from hscc_edge.serve.chart import Limit, Line, draw
 from hscc_edge.serve.config import Drift
 from hscc_edge.serve.drift import LOOKS_A_WINDOW, Look, look
@@ -123,8 +124,11 @@ def drifting(journal: Journal, settings: Drift, name: str, digest: str, root: Pa
         "ORDER BY id DESC LIMIT ?) GROUP BY 1 ORDER BY 1 DESC LIMIT ?",
         (step, digest, LAST, LOOKS),
     )
-    looks = [(at, found) for _, last, at in rows[::-1] if (found := _look(journal, settings, root, last)) is not None]
     title, limits = f"Drift of {name}", (Limit("alarm", settings.on), Limit("over", settings.off))
+    try:
+        looks = _looks(journal, settings, root, rows)
+    except BundleError:
+        return Chart(title, "PSI", [], "", limits, "The active bundle cannot be read: install it again.")
     if not looks:
         return Chart(title, "PSI", [], "", limits, f"Nothing to compare before {settings.window} cases were seen.")
     now = sorted(looks[-1][1].shifts, key=lambda shift: -shift.psi)
@@ -133,6 +137,13 @@ def drifting(journal: Journal, settings: Drift, name: str, digest: str, root: Pa
     rest = ", ".join(f"{shift.feature} {shift.psi:.2f}" for shift in now[FEATURES:])
     note = f"population stability index against {looks[-1][1].reference}{f'; less moved: {rest}' if rest else ''}"
     return Chart(title, "", [Line(feature, points) for feature, points in series.items()], note, limits)
+
+
+def _looks(
+    journal: Journal, settings: Drift, root: Path, rows: Sequence[tuple[int, int, float]]
+) -> list[tuple[float, Look]]:
+    found = [(at, _look(journal, settings, root, last)) for _, last, at in reversed(rows)]
+    return [(at, seen) for at, seen in found if seen is not None]
 
 
 @lru_cache(maxsize=256)

@@ -37,6 +37,7 @@ EVENTS = {
     "dead": ("Dead letter", "{destination}: {reason}"),
     "redriven": ("Sent again by hand", "{form} to {destination}"),
     "recalled": ("Recalled", "{reason}"),
+    "released": ("Taken up again", "{instances} instances from the quarantine"),
     "removed": ("Files removed", "by retention"),
     "activated": ("Model switched", "{model} {digest}"),
     "rolled-back": ("Model rolled back", "{model}: {reason}"),
