@@ -37,6 +37,13 @@ LOGINS = {
     "login": (message.LOGIN, message.GOOD), "login-refused": (message.LOGIN, message.MINOR),
     "logout": (message.LOGOUT, message.GOOD),
 }  # fmt: skip
+# An audit line's action -> the type of its Security Alert, its outcome.
+ALERTS = {
+    "association-refused": (message.NODE_AUTHENTICATION, message.MINOR),
+    "model-activate": (message.SOFTWARE, message.GOOD), "model-rollback": (message.SOFTWARE, message.GOOD),
+    "recall": (message.RESTRICTED, message.GOOD), "state-export": (message.RESTRICTED, message.GOOD),
+    "state-import": (message.RESTRICTED, message.GOOD), "audit-broken": (message.OBJECT_CHANGED, message.MINOR),
+}  # fmt: skip
 
 
 def collect(station: Station, journal: Journal) -> int:
@@ -170,10 +177,14 @@ def _of_line(config: Config, line: audit.Line) -> Iterator[Event]:
         kind, outcome = LOGINS[line.action]
         sides = [Participant(str(facts.get("account") or "unknown"), True, address=address)]
         yield Event(message.USER_AUTHENTICATION, "E", at, sides, title, kind, outcome)
-    elif line.action == "association-refused":
+    elif line.action in ALERTS:
+        kind, outcome = ALERTS[line.action]
         sides = [message.own(title, requestor=False)]
-        about = Node(address, f"association refused: {facts.get('reason', 'unknown')}")
-        yield Event(message.SECURITY_ALERT, "E", at, sides, title, message.NODE_AUTHENTICATION, message.MINOR, about)
+        if account := facts.get("account"):
+            sides.append(Participant(str(account), True))
+        told = " ".join(f"{name}={value}" for name, value in facts.items() if name not in ("address", "account"))
+        about = Node(address or title, f"{line.action}: {told}")
+        yield Event(message.SECURITY_ALERT, "E", at, sides, title, kind, outcome, about)
 
 
 def _subject(station: Station, journal: Journal, study: str) -> Subject:

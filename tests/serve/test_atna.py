@@ -148,14 +148,16 @@ def test_what_people_and_peers_do_is_told(station, journal):
     audit(station, "association-refused", address="modality.example", reason="calling AE title")
     audit(station, "redrive", account="anna", chosen=3)
     audit(station, "stopped")
-    assert collect(station, journal) == 5
+    audit(station, "model-rollback", account="anna", model="tiny", reason="drift")
+    audit(station, "audit-broken", line=7)
+    assert collect(station, journal) == 7
     messages = waiting(journal)
     for message in messages:
         check(message)
     types = [message.find("EventIdentification/EventTypeCode").get("csd-code") for message in messages]
-    assert types == ["110120", "110122", "110122", "110126", "110121"]
+    assert types == ["110120", "110122", "110122", "110126", "110121", "110131", "110135"]
     outcomes = [message.find("EventIdentification").get("EventOutcomeIndicator") for message in messages]
-    assert outcomes == ["0", "0", "4", "4", "0"]
+    assert outcomes == ["0", "0", "4", "4", "0", "0", "4"]
 
 
 def test_lines_are_read_once_over_many_files(station, journal, monkeypatch):
