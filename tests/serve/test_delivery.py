@@ -169,6 +169,22 @@ def test_an_archive_that_hangs_delays_no_other(tmp_path):
     assert waiting == [("deaf", 3)]
 
 
+def test_at_a_reload_the_new_process_waits_for_the_old_one(tmp_path):
+    with archive() as (port, kept):
+        desk = Desk(tmp_path, replace(QUICK, port=port))
+        desk.report()
+        old, new = courier(desk), courier(desk)
+        with old._turn():
+            new.start()
+            desk.station.stop.wait(0.5)
+            assert desk.counts() == {"pending": 1} and not new.silent
+        while desk.counts() != {"delivered": 1}:
+            desk.station.stop.wait(0.02)
+        desk.station.stop.set()
+        new.join(10)
+    assert len(kept) == 1
+
+
 def test_a_peer_that_never_answers_a_store_counts_and_the_next_object_is_tried(tmp_path):
     hold, asked = threading.Event(), []
 
