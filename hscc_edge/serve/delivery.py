@@ -54,6 +54,7 @@ class Courier:
     def __init__(self, station: Station, journal: Journal, destination: Destination) -> None:
         self._station, self._journal, self._destination = station, journal, destination
         self._breaker, self._last = Breaker(), time.monotonic()
+        self._told: bool | None = None  # what the journal says of the circuit, None if this process has not said it
         self._thread = threading.Thread(target=self._run, name=destination.name, daemon=True)
 
     @property
@@ -90,8 +91,9 @@ class Courier:
                 try:
                     self.step()
                 except (HsccError, OSError, sqlite3.Error) as error:
+                    # what was sent could not be written down: the destination must not get it again without a pause
                     LOG.error("event=delivery_postponed destination=%s reason=%s", self.name, type(error).__name__)
-                    self._station.stop.wait(1.0)
+                    self._breaker = failed(self._breaker, self._destination, ticks())
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -186,11 +188,11 @@ class Courier:
             LOG.warning("event=commitment_not_asked destination=%s reason=%s", self.name, outcome.reason)
 
     def _judge(self, outcome: Outcome) -> None:
-        was = self._breaker.open
         self._breaker = Breaker() if outcome.alive else failed(self._breaker, self._destination, ticks())
-        if self._breaker.open != was:
-            LOG.warning("event=circuit destination=%s open=%s", self.name, self._breaker.open)
+        if self._breaker.open != self._told:
+            LOG.info("event=circuit destination=%s open=%s", self.name, self._breaker.open)
             self._journal.set_fact(f"circuit.{self.name}", "open" if self._breaker.open else "closed")
+            self._told = self._breaker.open
 
 
 def _is_comprehensive(item: outbox.Delivery) -> bool:

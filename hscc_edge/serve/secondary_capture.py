@@ -18,7 +18,7 @@ with extra("device"):
 
 WIDTH, MARGIN, LINE, SIZE = 768, 24, 28, 20  # pixels
 INK, PAPER = 235, 0
-LONGEST = 76  # characters of a line
+LONGEST = 56  # characters of a line, wide ones too
 
 
 def secondary_capture(result: Result) -> tuple[str, bytes]:
