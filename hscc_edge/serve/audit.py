@@ -9,6 +9,7 @@ against the machine's own administrator goes to an audit repository (`atna`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hmac
 import json
@@ -75,7 +76,7 @@ def audit(station: Station, action: str, **facts: object) -> int:
                 seq, mac = _last(path, handle)  # another process may have been first to write into the new file
             body = _body(seq + 1, action, clean)
             line = body + f',"mac":"{bind(key, mac, body)}"}}\n'.encode()
-            os.write(handle, line)
+            _append(handle, line)
             if action not in FREQUENT:
                 os.fsync(handle)
         finally:
@@ -104,10 +105,58 @@ def seal(station: Station, journal: Journal) -> int:
     if known is not None and not there and journal.fact("audit_broken") is None:
         journal.set_fact("audit_broken", f"line {max(known.seq, 0)}, found {datetime.now(timezone.utc):%Y-%m-%d %H:%M}")
         LOG.error("event=audit_broken line=%d", known.seq)
+        audit(station, "audit-broken", line=known.seq)
     if seq and (known is None or seq > known.seq or not there):
         text = f"{seq} {mac} {end}"
         journal.set_fact("audit_head", f"{text} {_head_mac(station.key, text)}")
     return seq
+
+
+def mend(station: Station, journal: Journal) -> int:
+    """Cut off what a power loss left of lines that were not on disk yet; returns how many bytes, and adds a line on it.
+
+    Only lines after the last that the journal knows may go: from the first that does not follow the one before it.
+    Call it before anything is added.
+    """
+    path, key = station.config.state / NAME, chain_key(station.key)
+    known = head(journal, station.key)
+    if not path.exists() or (known is not None and known.seq < 0):
+        return 0
+    with durable.storage(path):
+        handle = _open(path)
+        try:
+            end, size = _whole_until(path, key, known), os.fstat(handle).st_size
+            if end is None or end >= size:
+                return 0
+            os.ftruncate(handle, end)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    LOG.warning("event=audit_mended bytes=%d", size - end)
+    audit(station, "audit-tail-lost", bytes=size - end)
+    return size - end
+
+
+def _whole_until(path: Path, key: bytes, known: Head | None) -> int | None:
+    """Where the newest file's unbroken lines end; None if what the journal knows is not there."""
+    end, seq, mac = 0, 0, FIRST
+    aside = files(path.parent)[:-1]
+    if known is not None and known.end and _ends_with(path, known):
+        end, seq, mac = known.end, known.seq, known.mac
+    elif aside:
+        with aside[-1].open("rb") as file:
+            file.seek(max(0, aside[-1].stat().st_size - LONGEST))
+            seq, mac = _ending((file.read().splitlines() or [b""])[-1])
+    elif known is not None:
+        return None
+    with path.open("rb") as file:
+        file.seek(end)
+        while raw := file.readline(LONGEST):
+            line = _read(path.name, raw, key, mac, seq)
+            if line.faults:
+                break
+            end, seq, mac = file.tell(), line.seq, line.mac
+    return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,22 +262,26 @@ def verify(state: Path, key: bytes, journal: Journal, most: int = 100) -> tuple[
     return number, faults[:most]
 
 
-def follow(state: Path, seq: int, end: int, limit: int = 1000) -> tuple[list[Line], int, int]:
+def follow(state: Path, seq: int, end: int, upto: int, limit: int = 1000) -> tuple[list[Line], int, int]:
     """(lines after `seq`, the last one's number, where in its file it ends), unverified, for one who goes on reading.
 
     Args:
         end: where the line `seq` ends in its file; 0 to begin.
+        upto: no line after this one; those that the journal knows are on disk and stay what they are.
     """
     found: list[Line] = []
+    start = end
     for path in _since(state, seq):
         with path.open("rb") as file:
-            file.seek(end)
+            file.seek(start)
             while len(found) < limit and (raw := file.readline(LONGEST)).endswith(b"\n"):
                 line = _parse(path.name, raw)
-                seq, end = (line.seq if line else seq + 1), file.tell()
+                number = line.seq if line else seq + 1
+                if number > upto:
+                    return found, seq, end
+                seq, end = number, file.tell()
                 found += [line] if line else []
-        if path.name != NAME and len(found) < limit:
-            end = 0
+        start = 0
     return found, seq, end
 
 
@@ -303,6 +356,14 @@ def _last(path: Path, handle: int) -> tuple[int, str]:
             if lines := file.read().splitlines():
                 return _ending(lines[-1])
     return 0, FIRST
+
+
+def _append(handle: int, line: bytes) -> None:
+    """All of a line, or, where the disk takes only a part, nothing of it."""
+    size = os.fstat(handle).st_size
+    if os.write(handle, line) < len(line):
+        os.ftruncate(handle, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _ending(line: bytes) -> tuple[int, str]:

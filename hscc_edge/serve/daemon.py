@@ -17,7 +17,7 @@ from pathlib import Path
 from hscc_edge import __version__, durable
 from hscc_edge.errors import HsccError, StorageError
 from hscc_edge.serve import delivery, folder, instances, intake, outbox, upkeep, web, work
-from hscc_edge.serve.audit import audit
+from hscc_edge.serve.audit import audit, mend
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.health import HEARTBEAT_S
@@ -58,6 +58,7 @@ class Daemon:
         journal = self.station.journal()
         try:
             journal.begin_boot()
+            self._attempt("audit", lambda: mend(self.station, journal))
             self.models = work.ready(self.station, journal)
             self.swept = self.station.spool().sweep(instances.files(journal))
         finally:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hscc_edge.errors import StorageError
 from hscc_edge.serve import audit as module
-from hscc_edge.serve.audit import NAME, audit, files, head, read, seal, verify
+from hscc_edge.serve.audit import NAME, audit, files, head, mend, read, seal, verify
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.station import Station
 
@@ -195,3 +196,54 @@ def test_a_line_costs_the_same_in_a_long_file(tmp_path, monkeypatch):
         audit(station, "study-received", study="abc")
     assert max(got) <= module.LONGEST and (tmp_path / "state" / NAME).stat().st_size > module.LONGEST
     assert json.loads((tmp_path / "state" / NAME).read_bytes().splitlines()[-1])["seq"] == 600
+
+
+def mended(station: Station) -> int:
+    journal = station.journal()
+    try:
+        return mend(station, journal)
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("damage", ["a hole", "a part", "a hole in an unsealed file", "nothing"])
+def test_what_a_power_loss_spoilt_after_the_seal_is_cut_off_and_told(damage, tmp_path):
+    station = make(tmp_path / "state")
+    path = station.config.state / NAME
+    if damage != "a hole in an unsealed file":
+        audit(station, "login", account="a")
+        sealed(station)
+    for number in range(4):
+        audit(station, "study-received", study=f"{number:012x}")
+    lines = path.read_bytes().splitlines(keepends=True)
+    content, edge = b"".join(lines), len(b"".join(lines[:2]))
+    spoilt = {"a part": content[: edge + 40], "nothing": content}
+    path.write_bytes(spoilt.get(damage, content[:edge] + bytes(200) + content[edge + 200 :]))
+    left = len(path.read_bytes()) - edge if damage != "nothing" else 0
+    assert mended(station) == left and mended(station) == 0
+    sealed(station)
+    assert faults(station) == []
+    told = [line.action for line in read(station.config.state, KEY)]
+    assert told[-1] == ("study-received" if damage == "nothing" else "audit-tail-lost")
+
+
+def test_a_sealed_line_is_never_cut_off(tmp_path):
+    station = make(tmp_path / "state")
+    for number in range(4):
+        audit(station, "login", account=f"{number}")
+    sealed(station)
+    path = station.config.state / NAME
+    path.write_bytes(path.read_bytes().replace(b'"2"', b'"5"'))
+    assert mended(station) == 0 and faults(station)
+
+
+def test_a_line_that_the_disk_takes_only_a_part_of_is_taken_back(tmp_path, monkeypatch):
+    station = make(tmp_path / "state")
+    audit(station, "login", account="a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, line, write=os.write: write(handle, line[:20]))
+        with pytest.raises(StorageError, match="the disk is full"):
+            audit(station, "login", account="b")
+    assert audit(station, "login", account="c") == 2
+    sealed(station)
+    assert faults(station) == []
