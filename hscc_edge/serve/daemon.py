@@ -114,7 +114,7 @@ class Daemon:
     def _audit(self, action: str) -> None:
         audit(self.station, action, version=__version__)
 
-    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
         """A full disk stops the heartbeat, never the daemon."""
         try:
             action()
