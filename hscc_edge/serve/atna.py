@@ -47,13 +47,15 @@ ALERTS = {
 
 
 def collect(station: Station, journal: Journal) -> int:
-    """Make the messages of what has happened since the last call; returns how many."""
+    """Make the messages of what has happened since the last call, of audit lines up to the last seal; how many."""
     last = int(journal.fact(EVENTS) or 0)
     rows = journal.read(
         "SELECT id, time, study, kind, detail FROM events WHERE id > ? ORDER BY id LIMIT ?", (last, MADE_AT_ONCE)
     )
     seq, end = (int(part) for part in (journal.fact(LINES) or "0 0").split(" "))
-    lines, new_seq, new_end = audit.follow(station.config.state, seq, end, MADE_AT_ONCE)
+    known = audit.head(journal, station.key)
+    upto = known.seq if known is not None else 0
+    lines, new_seq, new_end = audit.follow(station.config.state, seq, end, upto, MADE_AT_ONCE)
     made = [item for row in rows for item in _of_event(station, journal, *row)]
     made += [item for line in lines for item in _of_line(station.config, line)]
     if not rows and new_seq == seq:

@@ -12,9 +12,9 @@ import pytest
 from authority import Authority
 from repository import receiving
 
-from hscc_edge.serve import outbox, studies
-from hscc_edge.serve.atna import Repository, collect, deleted, enqueue
-from hscc_edge.serve.audit import audit
+from hscc_edge.serve import atna, outbox, studies
+from hscc_edge.serve.atna import Repository, deleted, enqueue
+from hscc_edge.serve.audit import audit, seal
 from hscc_edge.serve.audit_message import xml
 from hscc_edge.serve.config import Audit, Config, Destination
 from hscc_edge.serve.instances import REPORTED, Receipt, of_study, receive
@@ -116,6 +116,12 @@ def waiting(journal) -> list[Element]:
     return [fromstring(content) for (content,) in journal.read("SELECT content FROM audit_messages ORDER BY id")]
 
 
+def collect(station: Station, journal) -> int:
+    """As the upkeep process does."""
+    seal(station, journal)
+    return atna.collect(station, journal)
+
+
 def kinds(messages: list[Element]) -> list[tuple[str, str]]:
     found = [(item.find("EventIdentification/EventID"), item.find("EventIdentification")) for item in messages]
     return [(code.get("csd-code"), event.get("EventActionCode")) for code, event in found]
@@ -170,6 +176,11 @@ def test_lines_are_read_once_over_many_files(station, journal, monkeypatch):
         pass
     users = [message.find("ActiveParticipant").get("UserID") for message in waiting(journal)]
     assert users == [f"a{number}" for number in range(30)]
+
+
+def test_a_line_that_is_not_on_disk_yet_is_not_told(station, journal):
+    audit(station, "association-refused", address="10.0.0.1", reason="limit")
+    assert atna.collect(station, journal) == 0 and collect(station, journal) == 1
 
 
 def fill(journal, station, count: int) -> None:
