@@ -150,4 +150,4 @@ TASKS: dict[Task, float] = {
     _seal: 1.0, _latency: 1.0, _collect: 1.0, _send: 1.0, _traces: 2.0, _logs: 10.0, _alarms: 15.0,
     _checkpoint: 60.0, _retention: 60.0, _certificates: 3600.0,
 }  # fmt: skip
-LAST: tuple[Task, ...] = (_collect, _send, _latency, _seal)
+LAST: tuple[Task, ...] = (_seal, _collect, _send, _latency)
