@@ -31,6 +31,7 @@ TRICKS = (
     "/studies/<script>alert(1)</script>",
 )  # fmt: skip
 SECRETS = (b"root:x:", b"PRIVATE KEY", b"sqlite format", b"Traceback", b"<script>alert(1)")
+INTERIM = re.compile(rb"^HTTP/1\.1 100[^\r]*\r\n\r\n")
 METHODS = (b"GET", b"PUT", b"DELETE", b"TRACE", b"CONNECT", b"OPTIONS", b"", b"\xff", b"P" * 99)
 KINDS = (b"image/jpeg", b"", b"application/dicom; x=" + b"y" * 99)
 BOUNDARIES = (b"boundary=", b"boundary=lin", b"boundary=" + b"l" * 300)
@@ -92,13 +93,13 @@ def exchange(port: int, request: bytes) -> Found:
 
 
 def _is_whole(heard: bytearray) -> bool:
-    head, mark, body = bytes(heard).partition(b"\r\n\r\n")
+    head, mark, body = INTERIM.sub(b"", bytes(heard)).partition(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-    return bool(mark and length and not head.startswith(b"HTTP/1.1 100 ") and len(body) >= int(length[1]))
+    return bool(mark and length and len(body) >= int(length[1]))
 
 
 def _ending(heard: bytearray, otherwise: str) -> str:
-    found = re.match(rb"(?:HTTP/1\.1 100 .*\r\n\r\n)?HTTP/1\.1 (\d{3})", heard)
+    found = re.match(rb"HTTP/1\.1 (\d{3})", INTERIM.sub(b"", heard))
     if any(secret in heard for secret in SECRETS):
         return "told a secret"
     return found[1].decode() if found else otherwise
@@ -106,7 +107,7 @@ def _ending(heard: bytearray, otherwise: str) -> str:
 
 def _statuses(heard: bytearray) -> list[tuple[str, int]]:
     """(SOP Instance UID, status) of a store request's answer."""
-    head, _, body = bytes(heard).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+    head, _, body = INTERIM.sub(b"", bytes(heard)).partition(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     try:
         answer = json.loads(body[: int(length[1])] if length else body)

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from hscc_edge.serve.studies import PRIORITIES
 
 LOG = logging.getLogger(__name__)
 SUCCESS, NO_RESOURCES, CLASS_MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
-MOST_TO_COMPARE = 64 << 20
+MOST_TO_COMPARE, MOST_VERSIONS = 64 << 20, 4  # bytes of an object, and how many that came under one UID
 LOOK_EVERY_S = 0.5
 
 
@@ -168,7 +169,7 @@ class Admission:
         known = versions(self._journal, receipt.sop)
         if receipt.digest in known:
             return self._spool.holds(known[receipt.digest], receipt.digest)
-        return any(self._is_same(self._spool.path(file), draft) for file in known.values())
+        return any(self._is_same(self._spool.path(file), draft) for file in islice(known.values(), MOST_VERSIONS))
 
     def _is_same(self, kept: Path, draft: Path) -> bool:
         try:

@@ -55,6 +55,7 @@ def role(folder: Folder) -> Callable[[Station], None]:
     """What the process for one folder runs."""
 
     def run(station: Station) -> None:
+        station.spool().sweep_drafts()
         watch = Watch(station, folder, Admission(station, station.journal(), station.spool()))
         while not station.rest(min(LONGEST_REST_S, max(0.1, folder.settle_s / 2))):
             watch.step()

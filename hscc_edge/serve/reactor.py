@@ -338,7 +338,7 @@ class Served(Association):
             self.set_socket(socket_)
             super().run_reactor()
             self.dul.settle()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # pynetdicom raises whatever a malformed request leads to
             LOG.warning("event=connection_failed reason=%s", type(error).__name__)
         finally:
             self.dimse.forget()

@@ -67,6 +67,7 @@ class _Door:
         self._station, self._config, self._spool = station, station.config, station.spool()
         self._admission = Admission(station, station.journal(), self._spool)
         self._requests = 0
+        self._spool.sweep_drafts()
 
     async def store(self, request: Request) -> Response:
         """Take a request's instances in."""
