@@ -102,6 +102,17 @@ def append_line(path: Path, line: str) -> None:
             sync_directory(path.parent)
 
 
+def require_free(target: Path, *, replace: bool = False) -> None:
+    """What `new_directory` asks of its place: for the begin of work that ends in it.
+
+    Raises:
+        StorageError: if something else than an empty directory stands there, and is not to be replaced.
+    """
+    with storage(target):
+        if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(errno.EEXIST, "taken")
+
+
 @contextmanager
 def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a draft directory that takes the place of `target` only if the body succeeds.
@@ -113,9 +124,8 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: if `target` is taken or cannot be written.
     """
+    require_free(target, replace=replace)
     with storage(target):
-        if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(errno.EEXIST, "taken")
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:

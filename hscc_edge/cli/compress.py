@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hscc_edge import durable
 from hscc_edge.cli.output import Advance, JsonFlag, Output
 from hscc_edge.errors import InputError
 
@@ -88,6 +89,7 @@ def compress(
     started, output = time.perf_counter(), Output(as_json)
     if (out is None) == (candidates is None):
         raise InputError(f"--out is {out}, --candidates {candidates}: give one of them")
+    durable.require_free(out or candidates or Path(), replace=overwrite)
     given = _read(output, asked, bundle, cohort, pick, cache)
     if candidates is not None:
         _write_candidates(output, asked, given, candidates, overwrite)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hscc_edge import durable
 from hscc_edge.cli.output import JsonFlag, Output
 
 
@@ -27,6 +28,7 @@ def train(
     from hscc_edge.model.recipe import read_recipe
 
     output = Output(as_json)
+    durable.require_free(out, replace=overwrite)
     parsed, images = read_recipe(recipe), read_cohort(cohort)
     if training.slow_bf16(parsed.schedule):
         output.say("warning: this CPU emulates bf16, which took three times as long: fp32 in the recipe is faster here")

@@ -106,7 +106,7 @@ MISTAKES = [
     ([*PROVE, "{broken}", "--seconds", "0"], "is not a DICOM file"),
     (["serve", "{tmp}/absent.toml"], "does not exist"),
     (["serve", "{bad}"], "is not TOML"),
-    (["serve", "{recipe}"], "lacks 'state'"),
+    (["serve", "{recipe}"], "line 12: unknown key 'decision': expected one of state, model"),
     (["demo", "--out", "{taken}"], "is not empty"),
 ]  # fmt: skip
 
@@ -155,9 +155,8 @@ def test_a_port_in_use_and_an_unwritable_state_are_told(place, monkeypatch, caps
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         text = (
-            f'state = "{{state}}"\nbundle = "{place["dense"]}"\nreserve_mib = 1\n'
+            f'state = "{{state}}"\nreserve_mib = 1\n[[model]]\nbundle = "{place["dense"]}"\n'
             f"[dicom]\nport = {taken.getsockname()[1]}\n"
-            '[destination]\nae_title = "ARCHIVE"\nhost = "127.0.0.1"\nport = 4242\n'
         )
         config = place["tmp"] / "serve.toml"
         for state, sentence in (("state", "cannot be opened"), (str(place["file"]), "cannot write")):
