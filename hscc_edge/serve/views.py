@@ -41,7 +41,8 @@ CHOSEN = "WHERE s.uid IN (SELECT o.uid FROM ({found}) AS f CROSS JOIN studies AS
 WALKED = {REPORTED: f"NOT {HAS_OPEN} AND {HAS_REPORT}", ASIDE: f"NOT {HAS_OPEN} AND NOT {HAS_REPORT}"}
 DELIVERIES = (
     "SELECT d.id, s.key, d.destination, d.form, d.state, d.attempts, d.reason, r.created, d.sent, d.ended, r.model, "
-    "d.next_tick FROM deliveries AS d JOIN reports AS r ON r.id = d.report JOIN studies AS s ON s.uid = r.study "
+    "d.next_tick, r.current FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
+    "JOIN studies AS s ON s.uid = r.study "
 )
 
 
@@ -81,7 +82,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One delivery."""
+    """One delivery; `current` is 0 where another report has taken the place of its own."""
 
     id: int
     key: str
@@ -95,6 +96,7 @@ class Sending:
     ended: float | None
     model: str
     next_tick: float
+    current: int
 
     @property
     def wait_s(self) -> float:

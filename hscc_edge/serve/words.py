@@ -24,8 +24,8 @@ STATES = {
     "current": ("current", "good"), "superseded": ("superseded", "plain"), "recalled": ("recalled", "warn"),
 }  # fmt: skip
 EVENTS = {
-    "received": ("First byte", "by {door}"),
-    "reopened": ("Late instances", "opened again by {door}"),
+    "received": ("First byte", "by {door}, {peer}"),
+    "reopened": ("Late instances", "opened again by {door}, {peer}"),
     "conflict": ("Same UID, other content", "kept apart, never overwritten"),
     "started": ("Work began", ""),
     "retried": ("Work failed", "{reason}; tried again"),
@@ -36,9 +36,9 @@ EVENTS = {
     "failed": ("Not taken", "{destination}: {reason}"),
     "dead": ("Dead letter", "{destination}: {reason}"),
     "redriven": ("Sent again by hand", "{form} to {destination}"),
-    "recalled": ("Recalled", "{reason}"),
+    "recalled": ("Recalled", "reports of {model} {digest}"),
     "released": ("Taken up again", "{instances} instances from the quarantine"),
-    "removed": ("Files removed", "by retention"),
+    "removed": ("Files removed", "{files} by retention"),
     "activated": ("Model switched", "{model} {digest}"),
     "rolled-back": ("Model rolled back", "{model}: {reason}"),
     "drift": ("Drift", "{model}: {reason}"),
@@ -82,7 +82,8 @@ def title_of(kind: str, detail: Mapping[str, Any]) -> tuple[str, str]:
     """(what happened, more about it) of an event; one of a kind that is not known here is shown as it is."""
     title, pattern = EVENTS.get(kind, (kind, ", ".join(f"{name} {{{name}}}" for name in detail if name.isidentifier())))
     values = {name: DOORS.get(str(value), value) if name == "door" else value for name, value in detail.items()}
-    return title, pattern.format_map(defaultdict(str, values)).strip(" :,;")
+    said = pattern.format_map(defaultdict(str, values)).strip(" :,;")
+    return title, f"{said}, in place of the one before" if detail.get("superseding") else said
 
 
 def moment(seconds: float | None) -> str:
