@@ -131,7 +131,6 @@ def drifting(journal: Journal, settings: Drift, name: str, digest: str, root: Pa
         return Chart(title, "PSI", [], "", limits, "The active bundle cannot be read: install it again.")
     if not looks:
         few = f"Nothing to compare before {settings.window} cases; twice as many without a calibration cohort."
-        )
         return Chart(title, "PSI", [], "", limits, few)
     now = sorted(looks[-1][1].shifts, key=lambda shift: -shift.psi)
     moved = [shift.feature for shift in now[:FEATURES]]
