@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -51,10 +52,13 @@ class Order:
     seed: int
     points: Sequence[Point]
     more: str
+    until: float
 
 
 def campaign(order: Order) -> dict[str, Any]:
-    """Run one campaign; its figures, with `problems` if the contract was broken."""
+    """Run one campaign; its figures, with `problems` if the contract was broken. It is left out if it is too late."""
+    if time.monotonic() > order.until:
+        return {**NOTHING, "campaign": order.number}
     if all(point.kind != "full" for point in order.points):
         return _campaign(order)
     with small_volume(order.root / "state") as volume:
@@ -136,7 +140,15 @@ def _versions() -> dict[str, str]:
 
 
 def soak(
-    points: int, out: Path, made: Made, *, seed: int, jobs: int, each: int = EACH, sweeps: bool = False
+    points: int,
+    out: Path,
+    made: Made,
+    *,
+    seed: int,
+    jobs: int,
+    each: int = EACH,
+    sweeps: bool = False,
+    minutes: float = math.inf,
 ) -> dict[str, Any]:
     """Run the campaigns, `jobs` at once, on a state directory of their own each; returns the summary.
 
@@ -149,7 +161,17 @@ def soak(
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         library = soak_faults.build(Path(scratch))
         orders = [
-            Order(number, Path(scratch) / str(number), out, made, library, seed * 100_000 + number, part, more)
+            Order(
+                number,
+                Path(scratch) / str(number),
+                out,
+                made,
+                library,
+                seed * 100_000 + number,
+                part,
+                more,
+                began + 60 * minutes,
+            )
             for number, (more, part) in enumerate(parts)
         ]
         found = []
@@ -170,12 +192,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--each", type=int, default=EACH, help="points on one state directory")
     parser.add_argument("--no-sweeps", action="store_true", help="leave out the failure of each single disk call")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no campaign after so long")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     found = soak(
         arguments.points, out, small_bundles(out / "small"), seed=arguments.seed, jobs=arguments.jobs,
-        each=arguments.each, sweeps=not arguments.no_sweeps,
+        each=arguments.each, sweeps=not arguments.no_sweeps, minutes=arguments.minutes,
     )  # fmt: skip
     (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps({name: found[name] for name in TOLD}))

@@ -91,10 +91,13 @@ def sound(journal: Path) -> str:
 
 def kept(state: Path, items: Iterable[Item]) -> list[str]:
     """What is wrong with acknowledged instances, whatever the daemon has made of them so far."""
-    with closing(sqlite3.connect(state / "journal.sqlite", timeout=30)) as db:
-        rows: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
-        for sop, digest, *rest in db.execute("SELECT sop, digest, file, state, removed IS NOT NULL FROM instances"):
-            rows[sop, digest].append(tuple(rest))
+    rows: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
+    try:
+        with closing(sqlite3.connect(state / "journal.sqlite", timeout=30)) as db:
+            for sop, digest, *rest in db.execute("SELECT sop, digest, file, state, removed IS NOT NULL FROM instances"):
+                rows[sop, digest].append(tuple(rest))
+    except sqlite3.Error as error:
+        return [f"lost: {item.sop} ({error})" for item in items]
     return [f"lost: {item.sop} ({problem})" for item in items if (problem := _loss(state, item, rows))]
 
 

@@ -229,10 +229,8 @@ def power(campaign: Campaign, point: Point, choice: random.Random) -> None:
     campaign.disk.record(True)
     (crash if point.detail else instant)(campaign, point, choice)
     campaign.disk.record(False)
-    entries = list(campaign.disk.diary())
-    _examine_cuts(campaign, base, entries, choice)
     volume = soak_power.Volume(base)
-    volume.play(entries)
+    _examine_cuts(campaign, volume, list(campaign.disk.diary()), choice)
     soak_power.cut(volume, state, choice.choice(soak_power.MODES[:3]), choice)
     shutil.rmtree(base)
     campaign.start()
@@ -245,13 +243,14 @@ def _copy(old: str, new: str) -> None:
         shutil.copyfile(old, new)
 
 
-def _examine_cuts(campaign: Campaign, base: Path, entries: Sequence[Entry], choice: random.Random) -> None:
-    """Cut the power at other moments of the same run too, and look at what is left without starting a daemon."""
-    left = campaign.root / "cut"
-    for _ in range(CUTS if entries else 0):
-        end, mode = choice.randrange(len(entries)), choice.choice(soak_power.MODES[:3])
-        volume = soak_power.Volume(base)
-        volume.play(entries[:end])
+def _examine_cuts(
+    campaign: Campaign, volume: soak_power.Volume, entries: Sequence[Entry], choice: random.Random
+) -> None:
+    """Play the diary, and at some moments look at what a cut would leave then, without starting a daemon."""
+    left, begin = campaign.root / "cut", 0
+    for end in sorted(choice.randrange(len(entries)) for _ in range(CUTS if entries else 0)):
+        volume.play(entries[begin:end])
+        begin, mode = end, choice.choice(soak_power.MODES[:3])
         soak_power.cut(volume, left, mode, choice)
         told = [item for item, at in campaign.load.acknowledged.values() if at < entries[end].at]
         torn = sound(left / "journal.sqlite") if (left / "journal.sqlite").exists() else ""
@@ -259,6 +258,7 @@ def _examine_cuts(campaign: Campaign, base: Path, entries: Sequence[Entry], choi
         if wrong:
             raise Broken("\n".join([*wrong, f"power cut after {end} of {len(entries)} operations, {mode}"]))
         campaign.tally.cuts += 1
+    volume.play(entries[begin:])
 
 
 def count_of(name: str, choice: random.Random) -> str:
