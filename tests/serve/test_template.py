@@ -62,9 +62,10 @@ def test_every_dicom_form_passes_dciodvfy(files):
         assert kinds[form] in lines and not [line for line in lines if line.startswith("Error")], (path, lines)
 
 
-@pytest.mark.parametrize(("name", "form"), [("mixed", "comprehensive-3d-sr"), ("recalled", "enhanced-sr")])
-def test_pixelmed_finds_the_template_and_no_error_in_it(files, name, form):
-    done = subprocess.run([*VALIDATOR, str(files[name, form])], capture_output=True, text=True, timeout=120)
+def test_pixelmed_finds_the_template_and_no_error_in_it(files):
+    """Of a report with a finding and with a case without result, since each run takes the validator seconds."""
+    path = files["mixed", "comprehensive-3d-sr"]
+    done = subprocess.run([*VALIDATOR, str(path)], capture_output=True, text=True, timeout=300)
     said = (done.stdout + done.stderr).splitlines()
     assert any("Found Root Template TID_1500" in line for line in said), said
     assert said[-1] == "IOD validation complete" and not [line for line in said if line.startswith("Error")], said
