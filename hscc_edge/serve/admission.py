@@ -83,6 +83,10 @@ class Admission:
         """Commit what waits, then end."""
         self._committer.close()
 
+    def is_sound(self) -> bool:
+        """Whether the thread that commits lives."""
+        return self._committer.is_alive()
+
     def refusal(self, size: int) -> Verdict | None:
         """Why an object of so many bytes, or more, is not to be taken in now; None if it may be."""
         if size > self._config.dicom.max_object_mib << 20:

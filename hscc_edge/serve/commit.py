@@ -47,6 +47,10 @@ class Committer:
         with self._lock:
             self._counted[name] += 1
 
+    def is_alive(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Commit what waits, then end."""
         self._waiting.put(None)
@@ -94,5 +98,5 @@ class Committer:
         try:
             for name, number in counted.items():
                 self._journal.count(name, number)
-        except sqlite3.Error:
+        except (OSError, sqlite3.Error):
             LOG.warning("event=counters_lost reason=journal")

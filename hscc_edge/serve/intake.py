@@ -52,7 +52,8 @@ def run(station: Station) -> None:
     intake = Intake(station, station.journal(), station.spool())
     intake.start()
     while not station.rest(1.0):
-        pass
+        if not intake.is_sound():
+            raise StorageError("the thread that commits has ended: this process is to be replaced")
     intake.stop()
 
 
@@ -91,6 +92,10 @@ class Intake:
                 LOG.error("event=commitment_failed reason=%s", type(error).__name__)
         journal.close()
 
+    def is_sound(self) -> bool:
+        """Whether what is sent can be taken in."""
+        return self._admission.is_sound()
+
     def stop(self) -> None:
         """Accept no more, let associations end for a moment, abort the others; these send again without an answer.
 
@@ -122,8 +127,6 @@ class Intake:
 
     def _begin(self, connection: socket.socket, peer: str) -> Served:
         """The thread of a new connection."""
-        if not self._lobby.enter(connection):
-            LOG.warning("event=connection_dropped reason=lobby_full")
         served = Served(self._entity, connection, self._tls, self._config.dicom.idle_s)
         visit = _Visit(self, served, connection, peer)
         served.dimse.open_draft, served.on_store, served.on_end = visit.open_draft, visit.store, visit.end
@@ -142,7 +145,7 @@ class _Visit:
     """What one association may do and has done."""
 
     def __init__(self, intake: Intake, served: Served, connection: socket.socket, peer: str) -> None:
-        self._intake, self._served, self._connection, self._peer = intake, served, connection, peer
+        self._intake, self._served, self._peer = intake, served, peer
         self._seat: tuple[int, int] | None = None
         self._promises: list[int] = []
         self._studies = Counter[str]()
@@ -151,10 +154,11 @@ class _Visit:
         served.dul.most_pdu = intake._config.dicom.max_pdu
         served.requestor.address_info = AddressInformation.from_tuple(connection.getpeername())
         acceptor.address_info = AddressInformation.from_tuple(connection.getsockname())
+        self._place = intake._lobby.enter(connection)
 
     def requested(self, event: Any) -> None:
         """An A-ASSOCIATE-RQ is here: answer what is in it, unless it is refused."""
-        self._intake._lobby.leave(self._connection)
+        self._intake._lobby.leave(self._place)
         address = ipaddress.ip_address(self._peer.partition("%")[0])
         networks = self._intake._networks
         if networks and not any(address in network for network in networks):
@@ -258,7 +262,7 @@ class _Visit:
 
     def end(self) -> None:
         """The connection is closed."""
-        self._intake._lobby.leave(self._connection)
+        self._intake._lobby.leave(self._place)
         if self._seat is not None:
             self._intake._seats.give_back(self._seat)
             self._seat = None

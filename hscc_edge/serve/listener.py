@@ -12,7 +12,7 @@ from typing import Any
 
 LOG = logging.getLogger(__name__)
 TURN_S, PAUSE_S = 0.5, 0.1
-COURTESY_S, LONGEST_COURTESY_S = 0.002, 0.02  # a process lets one go first that has fewer associations
+COURTESY_S, MOST_COURTESY = 0.002, 5  # a process lets one go first that has fewer associations
 
 
 class Listener:
@@ -48,7 +48,7 @@ class Listener:
                 self._accept()
 
     def _accept(self) -> None:
-        time.sleep(min(LONGEST_COURTESY_S, COURTESY_S * len(self.serving())))
+        time.sleep(COURTESY_S * min(len(self.serving()), MOST_COURTESY))
         try:
             connection, address = self._listening.accept()
         except BlockingIOError:

@@ -23,6 +23,7 @@ from hscc_edge.serve.admission import NO_RESOURCES
 from hscc_edge.serve.bounded_socket import BoundedSocket
 from hscc_edge.serve.draft import Draft
 from hscc_edge.serve.store_message import StoreRequest, store_request, store_response
+from hscc_edge.serve.timer import SteadyTimer
 
 with extra("device"):
     from pynetdicom._globals import MODE_ACCEPTOR
@@ -320,8 +321,8 @@ class Served(Association):
         super().__init__(entity, MODE_ACCEPTOR)
         self.ends = False
         self.dul, self.dimse = Upper(self), Messages(self)
-        self.dul.artim_timer.timeout = self.acse_timeout
-        self.dul._idle_timer.timeout = self.network_timeout
+        self.dul.artim_timer = SteadyTimer(self.acse_timeout)
+        self.dul._idle_timer = SteadyTimer(self.network_timeout)
         self._connection, self._tls, self._limit_s = connection, tls, limit_s
         self.on_store: Callable[[StoreRequest, Draft], int]
         self.on_end: Callable[[], None]

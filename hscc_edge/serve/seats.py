@@ -5,7 +5,9 @@ A seat is a lock on one byte of a file, so that the kernel gives back the seats 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -13,6 +15,7 @@ import zlib
 from collections import OrderedDict
 from pathlib import Path
 
+LOG = logging.getLogger(__name__)
 PEER_ROOM = 1 << 14  # bytes for one peer's seats; limits are smaller (config_rules)
 
 
@@ -75,23 +78,26 @@ class Lobby:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
+        self._most, self._lock, self._next = most, threading.Lock(), 0
         self._waiting: OrderedDict[int, socket.socket] = OrderedDict()
 
-    def enter(self, connection: socket.socket) -> bool:
-        """Let one in; False if another had to go for it."""
+    def enter(self, connection: socket.socket) -> int:
+        """Let one in; returns the number to leave by. Another handle is kept, since TLS takes the first one over."""
+        handle = connection.dup()
         with self._lock:
-            self._waiting[id(connection)] = connection
-            if len(self._waiting) <= self._most:
-                return True
-            _, oldest = self._waiting.popitem(last=False)
-        try:
-            oldest.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return False
-        return False
+            self._next += 1
+            number, self._waiting[self._next] = self._next, handle
+            oldest = self._waiting.popitem(last=False)[1] if len(self._waiting) > self._most else None
+        if oldest is not None:
+            LOG.warning("event=connection_dropped reason=lobby_full")
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+            oldest.close()
+        return number
 
-    def leave(self, connection: socket.socket) -> None:
+    def leave(self, number: int) -> None:
         """It has asked, or is gone."""
         with self._lock:
-            self._waiting.pop(id(connection), None)
+            handle = self._waiting.pop(number, None)
+        if handle is not None:
+            handle.close()

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from io import BytesIO
 
 import pydicom
@@ -299,3 +300,15 @@ def test_an_aborted_association_keeps_what_was_acknowledged_and_nothing_else(tmp
             assert wait_for(lambda: len(door.left()) == 1, 10)
         assert wait_for(lambda: not door.left(), 10)
         assert len(door.rows()) == len(door.kept()) == 1
+
+
+def test_a_clock_set_forward_ends_no_association(tmp_path, files, monkeypatch):
+    now = time.time
+    with doorway(tmp_path, Listener(idle_s=20.0)) as door:
+        peer = call(door.port)
+        assert send(peer, dataset_of(files[0])) == 0x0000
+        monkeypatch.setattr("pynetdicom.timer.time.time", lambda: now() + 3600)
+        peer.network_timeout = None
+        time.sleep(1.0)
+        assert send(peer, dataset_of(files[1])) == 0x0000
+        peer.release()

@@ -133,3 +133,12 @@ def test_a_changed_certificate_is_used_after_sighup_and_a_running_association_go
         process.terminate()
         process.wait(30)
     assert box.states() == {"received": 2}
+
+
+def test_silent_connections_leave_the_lobby_with_tls_as_well(tmp_path, own, modality, files):
+    with doorway(tmp_path, Listener(tls=own)) as door:
+        silent = [socket.create_connection(("127.0.0.1", door.port), timeout=30) for _ in range(100)]
+        assert silent[0].recv(1) == b""
+        assert storescu(door.port, files, *words(modality)) == set(files)
+        for connection in silent:
+            connection.close()
