@@ -53,13 +53,13 @@ preprocess = [
 ]
 [network]
 name = "alexnet"
-args = { pool = 1, hidden = 32, dropout = 0.0 }
+args = { pool = 3, hidden = 128, dropout = 0.0, he = true }
 [decision]
 unit = "study"
 [train]
 epochs = 20
 batch_size = 16
-learning_rate = 1e-3
+learning_rate = 7e-4
 seed = 3
 [site]
 value = "12738006"

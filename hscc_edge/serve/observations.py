@@ -64,10 +64,10 @@ def record(db: sqlite3.Connection, study: str, observed: Observed, *, shadow: bo
 
 
 def failures(journal: Journal, digest: str, last: int = 100) -> tuple[int, int]:
-    """(failed, of) the last studies that a bundle was asked about as the active one, each by its newest row."""
+    """(failed, of) the last studies that a bundle was asked about since it is active, each by its newest row."""
     rows = journal.read(
         "SELECT failed FROM observations WHERE id IN (SELECT MAX(id) FROM observations WHERE digest = ? AND shadow = 0 "
-        "GROUP BY study) ORDER BY id DESC LIMIT ?",
-        (digest, last),
+        "AND time >= (SELECT since FROM models WHERE digest = ?) GROUP BY study) ORDER BY id DESC LIMIT ?",
+        (digest, digest, last),
     )
     return sum(failed is not None for (failed,) in rows), len(rows)

@@ -100,7 +100,7 @@ def postpone(journal: Journal, study: str, seconds: float, reason: str, *, count
     """Work on a study did not succeed: again later. `counts` says whether that was the study's own fault."""
     with journal.transaction() as db:
         db.execute(
-            "UPDATE studies SET not_before = ?, attempts = attempts - ? WHERE uid = ?",
+            "UPDATE studies SET not_before = ?, attempts = MAX(attempts - ?, 0) WHERE uid = ?",
             (ticks() + seconds, 0 if counts else 1, study),
         )
         note(db, study, "retried", reason=reason)

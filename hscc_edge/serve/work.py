@@ -37,18 +37,35 @@ LOG = logging.getLogger(__name__)
 TICK_S, PAUSE_S, TURN_S = 0.1, 5.0, 1.0
 ATTEMPTS, MOST_CRASHES = 2, 50
 FEWEST_STUDIES = 20
-WORKER_DIED = "failed: the worker died"
+WORKER_DIED, TEST_FAILED = "failed: the worker died", "the self-test failed"
 REMOVED = "came after retention had removed files of its study: send the whole study again"
 Opening = Callable[[Station, Bundle], Inference]
 
 
 def ready(station: Station, journal: Journal) -> list[Bundle]:
-    """Install, open and test every model once, so that what is wrong with one is told before a port opens."""
+    """Install, open and test every model once, so that what is wrong with one is told before a port opens.
+
+    One that does not open, or fails its test with none before it, is an error; else the one before it is served.
+
+    Raises:
+        HsccError: that says what is wrong.
+    """
     studies.begin_life(journal)
-    found = [models.load(station, model) for model in models.ensure(station, journal)]
-    for bundle in found:
+    return [_ready(station, journal, model) for model in models.ensure(station, journal)]
+
+
+def _ready(station: Station, journal: Journal, model: models.Model) -> Bundle:
+    try:
+        bundle = models.load(station, model)
         tested(station, bundle)
-    return found
+    except InferenceUnavailable:
+        raise
+    except HsccError:
+        old = models.roll_back(journal, model.name, TEST_FAILED)
+        if old is None:
+            raise
+        return _ready(station, journal, old)
+    return bundle
 
 
 def run(station: Station) -> None:
@@ -152,7 +169,9 @@ class Worker:
                 raise
         except HsccError as error:
             LOG.error("event=model_failed model=%s reason=%s", model.digest[:12], type(error).__name__)
-            old = self._roll_back(model.name, "the self-test failed")
+            if model.name not in self._lanes and isinstance(error, InferenceUnavailable):
+                raise  # at the start it is the device that is not ready, not the model that is worse
+            old = self._roll_back(model.name, TEST_FAILED)
             if old is None:
                 raise
             if (lane := self._lanes.get(model.name)) is None or lane.bundle.digest != old.digest:
@@ -176,6 +195,8 @@ class Worker:
                 elif any_removed(self._journal, study.uid):
                     self._give_up(left.pop(study.uid), REMOVED)
                     done += 1
+            if not left:
+                return done
             studies.claim(self._journal, list(left))
             crash_point("study-claimed")
             for uid, (reading, fault) in self._infer(list(left.values())).items():

@@ -16,6 +16,7 @@ from hscc_edge.export.reference import REFERENCE, reference_file
 from hscc_edge.serve import models
 from hscc_edge.serve.config import Route, ServedModel
 from hscc_edge.serve.instances import REPORTED
+from hscc_edge.serve.work import ready
 from hscc_edge.validate.pack.signature import sign
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
@@ -137,6 +138,15 @@ def test_a_model_that_fails_on_this_device_gives_way_to_the_one_before(bench, ph
     made.work()
     assert made.states(uid) == [(REPORTED, None)] * 3
     assert reports(made, uid)[0][0] == models.find(made.journal, "tiny", models.ACTIVE).digest != newer.digest
+
+
+def test_a_damaged_copy_gives_way_when_the_daemon_starts(bench, dense, newer):
+    made = bench()
+    model = models.activate(made.journal, install(made, newer).digest)
+    (made.station.config.state / model.folder / "models" / "model.onnx").write_bytes(b"nothing")
+    (bundle,) = ready(made.station, made.journal)
+    assert bundle.digest == read_bundle(dense).digest
+    assert states(made)[newer.spec.version] == (models.WITHDRAWN, "the self-test failed")
 
 
 class Worn:
