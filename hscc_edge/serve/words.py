@@ -19,6 +19,7 @@ STATES = {
     "received": ("waiting", "busy"), "reported": ("reported", "good"), "no-result": ("no result", "note"),
     "conflict": ("kept apart", "warn"), "pending": ("to be sent", "busy"), "stored": ("awaits commitment", "busy"),
     "delivered": ("delivered", "good"), "dead": ("dead letter", "bad"), "unsent": ("to be sent", "busy"),
+    "withheld": ("recalled before it was sent", "plain"),
     "active": ("active", "good"), "installed": ("installed", "note"), "shadow": ("shadow", "busy"),
     "retired": ("active before", "plain"), "withdrawn": ("withdrawn", "warn"),
     "current": ("current", "good"), "superseded": ("superseded", "plain"), "recalled": ("recalled", "warn"),
