@@ -124,7 +124,7 @@ def bombed(target: Target, count: int) -> Outcome:
             found = _post(target, buffer.getvalue(), str(dataset.SOPInstanceUID))
             endings[f"{name} by STOW-RS: {found.ending}"] += 1
             wrong += found.ending != "200"
-        found = _post(target, deflated(target.file, 1 << 30))
+        found = _post(target, deflated(target.file, 1 << 28))
         endings[f"deflated by STOW-RS: {found.ending}"] += 1
         wrong += found.ending != "409"
     return Outcome(count * (2 * len(BOMBS) + 1), endings, wrong)

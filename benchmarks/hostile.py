@@ -151,21 +151,23 @@ def attack(
     with receive(root / "archive") as archive:
         box = Box(root, bundle, archive, **SETTINGS)
         process, port = box.start()
-        add_account(accounts_file(root / "state"), ACCOUNT, OPERATOR, PASSWORD)
-        web = int(json.loads((root / "state" / "daemon.json").read_text())["ports"]["web"])
-        targets = (
-            attacks_dicom.Target(port, recorded, ledger, IDLE_S, MOST_MIB),
-            attacks_http.Target(web, recorded, ledger, HTTP_S, ACCOUNT, PASSWORD),
-            attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
-        )
-        with watched(process.pid, port, cohort.path(cohort.instances[1]), root) as watch:
-            outcomes = dict(_outcomes(targets, tries, seed, leave_out))
-            with attacks_tls.target(root / "tls", bundle, recorded) as doors:
-                outcomes["wrong certificates"] = attacks_tls.wrong_certificates(doors, max(1, tries // 1000))
-            settled = wait_for(lambda: _settled(root), 300)
-        alive = process.poll() is None
-        process.terminate()
-        process.wait(30)
+        try:
+            add_account(accounts_file(root / "state"), ACCOUNT, OPERATOR, PASSWORD)
+            web = int(json.loads((root / "state" / "daemon.json").read_text())["ports"]["web"])
+            targets = (
+                attacks_dicom.Target(port, recorded, ledger, IDLE_S, MOST_MIB),
+                attacks_http.Target(web, recorded, ledger, HTTP_S, ACCOUNT, PASSWORD),
+                attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
+            )
+            with watched(process.pid, port, cohort.path(cohort.instances[1]), root) as watch:
+                outcomes = dict(_outcomes(targets, tries, seed, leave_out))
+                with attacks_tls.target(root / "tls", bundle, recorded) as doors:
+                    outcomes["wrong certificates"] = attacks_tls.wrong_certificates(doors, max(1, tries // 1000))
+                settled = wait_for(lambda: _settled(root), 300)
+            alive = process.poll() is None
+        finally:
+            process.terminate()
+            process.wait(30)
     return _summary(root, box, outcomes, watch, ledger, alive and settled)
 
 
