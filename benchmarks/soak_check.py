@@ -130,8 +130,9 @@ def problems(found: Evidence) -> Iterator[str]:
 def _results(found: Evidence) -> Iterator[str]:
     """Each study with enough usable images has one current report a model, about exactly its reported images."""
     usable, known = defaultdict(set), {(sop, digest): state for sop, digest, _, state, *_ in found.rows}
+    thinned = {study for *_, study, removed in found.rows if removed}  # late images of these may end without a result
     for item in found.items:
-        if item.usable and known.get((item.sop, item.digest)) != "conflict":
+        if item.study not in thinned and item.usable and known.get((item.sop, item.digest)) != "conflict":
             usable[item.study].add(item.sop)
     reported = defaultdict(set)
     for sop, _, _, state, study, _ in found.rows:
