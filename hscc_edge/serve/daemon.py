@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hscc_edge import __version__, durable
 from hscc_edge.errors import HsccError, StorageError
-from hscc_edge.serve import delivery, folder, instances, intake, outbox, upkeep, web, work
+from hscc_edge.serve import delivery, folder, instances, intake, outbox, tls, upkeep, web, work
 from hscc_edge.serve.audit import audit, mend
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
@@ -50,6 +50,7 @@ class Daemon:
 
     def __init__(self, path: Path) -> None:
         self.path, self.config = path, read_config(path)
+        tls.check(self.config)
         key = open_state(self.config.state)
         self._lock = claim(self.config.state)
         for draft in self.config.state.glob(f".{STATUS}.*"):  # of a daemon that was killed while it wrote
@@ -125,6 +126,7 @@ class Daemon:
         notify("RELOADING=1")
         try:
             config = read_config(self.path)
+            tls.check(config)
         except HsccError as error:
             LOG.error("event=reload_refused reason=%s", error)
             notify("READY=1")

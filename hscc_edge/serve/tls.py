@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hscc_edge.errors import ConfigError, extra
-from hscc_edge.serve.config import Tls
+from hscc_edge.serve.config import Config, Tls
 
 with extra("device"):
     from cryptography import x509
@@ -42,6 +42,20 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
     _load(context, tls)
     return context
+
+
+def check(config: Config) -> None:
+    """Try the certificates of every door and destination, so that a reload with wrong ones changes nothing.
+
+    Raises:
+        ConfigError: if one cannot be used.
+    """
+    for door in (config.dicom.tls, config.web.tls if config.web.enabled else None):
+        if door is not None:
+            server_context(door)
+    for tls in (config.audit.tls, *(item.tls for item in config.destination)):
+        if tls is not None:
+            client_context(tls)
 
 
 def _load(context: ssl.SSLContext, tls: Tls) -> None:

@@ -129,6 +129,10 @@ def test_a_changed_certificate_is_used_after_sighup_and_a_running_association_go
         assert peer.is_established
         assert peer.send_c_store(second).Status == 0x0000
         peer.release()
+        (tmp_path / "own.pem").write_text("not a certificate")
+        process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: "event=reload_refused" in box.log.read_text())
+        assert storescu(port, files, *words(modality)) == set(files)
     finally:
         process.terminate()
         process.wait(30)
