@@ -49,15 +49,14 @@ def draw(title: str, unit: str, lines: Sequence[Line], limits: Sequence[Limit] =
     times = [at for line in lines for at, value in line.points if value is not None]
     if len(times) < 2 or min(times) == max(times):
         return Markup("")
-    top = _nice(max([*values, *(limit.value for limit in limits if limit.value < 3 * max(values))]))
+    top = _nice(max([*values, *(limit.value for limit in limits)]))
     scale = _Scale(min(times), max(times), top)
     parts = [*_grid(scale, unit), *_dates(scale)]
     for limit in limits:
-        if limit.value <= top:
-            y = scale.y(limit.value)
-            place = f'x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end"'
-            parts.append(f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text class="tick" {place}>{escape(limit.name)}</text>')
+        y = scale.y(limit.value)
+        place = f'x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end"'
+        parts.append(f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" {place}>{escape(limit.name)}</text>')
     for number, line in enumerate(lines, start=1):
         parts += _bars(line, scale) if line.bars else _line(line, scale, number)
     said = escape(f"{title}. {' '.join(_said(line, unit) for line in lines)}")
