@@ -96,7 +96,7 @@ class Orthanc:
 
     def destination(self, **changes: Any) -> Destination:
         """It as a destination."""
-        settings = {"port": self.port, "first_retry_s": 0.05, "last_retry_s": 0.2, "pause_s": 0.1, "timeout_s": 5.0}
+        settings = {"port": self.port, "first_retry_s": 0.05, "last_retry_s": 0.2, "pause_s": 0.1, "timeout_s": 30.0}
         return Destination(**{**settings, **changes})
 
 

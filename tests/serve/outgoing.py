@@ -21,7 +21,7 @@ from hscc_edge.serve.station import Station, open_state
 
 FINDINGS = {"glioma": Code("393564001", "SCT", "Glioma"), "none": Code("281900007", "SCT", "No abnormality detected")}
 MR = "1.2.840.10008.5.1.4.1.1.4"
-QUICK = Destination(first_retry_s=0.02, last_retry_s=0.05, timeout_s=1.0, pause_s=0.1, attempts=3)
+QUICK = Destination(first_retry_s=0.02, last_retry_s=0.05, timeout_s=30.0, pause_s=0.1, attempts=3)
 
 
 def bundle(name: str = "brain", **changes: Any) -> Bundle:

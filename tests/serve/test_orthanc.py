@@ -64,13 +64,14 @@ def ours(pacs: Orthanc, desk: Desk) -> list[str]:
     return [sop for sop in pacs.sops() if sop in wanted]
 
 
-def steps(courier: Courier, desk: Desk, most: int = 600) -> None:
-    for _ in range(most):
-        if desk.counts().keys() == {"delivered"}:
-            return
+def steps(courier: Courier, desk: Desk) -> None:
+    """Step until everything is delivered."""
+
+    def done() -> bool:
         courier.step()
-        desk.station.stop.wait(0.05)
-    raise AssertionError(f"still open: {desk.counts()} {desk.reasons()}")
+        return desk.counts().keys() == {"delivered"}
+
+    assert wait_for(done), f"still open: {desk.counts()} {desk.reasons()}"
 
 
 def test_it_stores_commits_and_returns_the_same_bytes(pacs, desk):

@@ -178,7 +178,7 @@ def listens(port: int) -> bool:
 @pytest.mark.parametrize("options", [(), ("--implicit",), ("--max-pdu", "4096"), ("--sleep-during", "1")])
 def test_dcmtk_takes_reports_in_its_own_way(tmp_path, options):
     with storescp(tmp_path, *options) as (port, folder):
-        desk = desk_to(tmp_path, port=port, timeout_s=10.0)
+        desk = desk_to(tmp_path, port=port)
         assert tried(desk) == [(TAKEN, "")] * 2
         assert len(list(folder.iterdir())) == 2
 
@@ -186,7 +186,7 @@ def test_dcmtk_takes_reports_in_its_own_way(tmp_path, options):
 @pytest.mark.parametrize("options", [("--refuse",), ("--abort-after",), ("--abort-during",)])
 def test_dcmtk_that_refuses_or_aborts_loses_nothing(tmp_path, options):
     with storescp(tmp_path, *options) as (port, _):
-        desk = desk_to(tmp_path, port=port, timeout_s=5.0)
+        desk = desk_to(tmp_path, port=port)
         kinds = [kind for kind, _ in tried(desk)]
         assert kinds and kinds[0] in (UNREACHABLE, UNANSWERED)
     with archive() as (port, kept):
@@ -225,6 +225,6 @@ def test_mutual_tls_and_no_delivery_to_a_stranger(tmp_path, authorities, kind):
     for name, tls in peers.items():
         (tmp_path / name).mkdir()
         with secured(kind, tmp_path / name, tls) as settings:
-            desk = desk_to(tmp_path / name, kind=kind, tls=own, timeout_s=5.0, **settings)
+            desk = desk_to(tmp_path / name, kind=kind, tls=own, **settings)
             kinds = {found for found, _ in tried(desk)}
         assert kinds == ({TAKEN} if name == "ours" else {UNREACHABLE}), name
