@@ -155,7 +155,7 @@ def attack(
             add_account(accounts_file(root / "state"), ACCOUNT, OPERATOR, PASSWORD)
             web = int(json.loads((root / "state" / "daemon.json").read_text())["ports"]["web"])
             targets = (
-                attacks_dicom.Target(port, recorded, ledger, IDLE_S, MOST_MIB),
+                attacks_dicom.Target(port, recorded, ledger, IDLE_S),
                 attacks_http.Target(web, recorded, ledger, HTTP_S, ACCOUNT, PASSWORD),
                 attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
             )
