@@ -63,8 +63,8 @@ hostile: setup system
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --tries 10000 --out "$(OUT)"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentinels.py --studies 200 --out "$(OUT)"
 
-# intake.json: ours, storescp and Orthanc by 1, 4 and 8 senders, then memory over 50,000 instances; half an hour on two quiet
-# cores, and 20 GB of disk for a while
+# intake.json: ours, storescp and Orthanc by 1, 4 and 8 senders, then memory over 50,000 instances; an hour on two quiet
+# cores, and 10 GB of disk for a while
 bench-intake: setup system
 	$(BIN)/python benchmarks/intake.py --out "$(OUT)"
 

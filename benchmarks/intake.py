@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -47,6 +48,7 @@ def compare(files: Sequence[Path], senders: int, rounds: int, root: Path) -> dic
                 parts = [files[index::senders] for index in range(senders)]
                 loads[name].append(send(server.port, server.title, parts, scratch))
             shutil.rmtree(scratch)
+            os.sync()  # what one has left unwritten is not the next one's burden
             print(f"{senders} senders, {name}: {loads[name][-1].per_second:.1f} instances/s", flush=True)
     return {name: _figures(found) for name, found in loads.items()}
 
