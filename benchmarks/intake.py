@@ -180,8 +180,8 @@ def main() -> None:
         held = memory(files, told.memory_instances, root) if told.memory_instances else None
     facts = machine_facts()
     facts["versions"] |= {
-        "dcmtk": _version("storescp", "--version"),
-        "Orthanc": _version("/usr/sbin/Orthanc", "--version"),
+        "dcmtk": _version("storescp", "--version").split()[2],
+        "Orthanc": _version("/usr/sbin/Orthanc", "--version").split()[-1],
     }
     found = {
         **facts, "file_system": _version("stat", "-f", "-c", "%T", str(told.out)), "instances": told.instances,
