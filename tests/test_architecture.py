@@ -22,8 +22,8 @@ RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in n
 DEVICE = (
     "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
     "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
-    "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance", "data.case",
-    "data.codestream", "data.cohort",
+    "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance",
+    "data.case", "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
     "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
     "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
@@ -34,8 +34,8 @@ CORE = {"gdcm", "numpy", "scipy", "pydicom", "PIL", "safetensors", "typer", "ric
 ALLOWED = {
     "serve": {
         "numpy", "pydicom", "pynetdicom", "highdicom", "scipy", "tomli",
-        "PIL", "argon2", "cryptography", "fhir", "hl7apy", "httpx", "itsdangerous", "jinja2", "markupsafe", "opentelemetry", "prometheus_client",
-        "python_multipart", "starlette", "structlog", "uvicorn",
+        "PIL", "argon2", "cryptography", "fhir", "hl7apy", "httpx", "itsdangerous", "jinja2", "markupsafe",
+        "opentelemetry", "prometheus_client", "python_multipart", "starlette", "structlog", "uvicorn",
     },
     "runtime": {"numpy", "onnxruntime", "cuda"},
     "runtime.eager": {"numpy", "torch"},
