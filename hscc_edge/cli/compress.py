@@ -87,14 +87,18 @@ def compress(
     job.check_job(asked)
     pick = _pick(images, calibration, calibration_method, seed, cache)
     started, output = time.perf_counter(), Output(as_json)
-    if (out is None) == (candidates is None):
-        raise InputError(f"--out is {out}, --candidates {candidates}: give one of them")
-    durable.require_free(out or candidates or Path(), replace=overwrite)
+    _check_place(out, candidates, overwrite)
     given = _read(output, asked, bundle, cohort, pick, cache)
     if candidates is not None:
         _write_candidates(output, asked, given, candidates, overwrite)
     elif out is not None:
         _run(output, asked, given, out, overwrite, started)
+
+
+def _check_place(out: Path | None, candidates: Path | None, overwrite: bool) -> None:
+    if (out is None) == (candidates is None):
+        raise InputError(f"--out is {out}, --candidates {candidates}: give one of them")
+    durable.require_free(out or candidates or Path(), replace=overwrite)
 
 
 def _read(output: Output, asked: Job, bundle: Path, cohort: Path, pick: Pick, cache: Path | None) -> Given:

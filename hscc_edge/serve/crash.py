@@ -12,8 +12,8 @@ import signal
 POINTS = (
     "object-received", "draft-synced", "draft-renamed", "directory-synced", "receipt-committed", "reply-ready",
     "study-claimed", "study-decoded", "study-inferred", "report-built", "study-finished",
-    "delivery-begun", "delivery-answered", "delivery-noted", "commitment-asked", "commitment-answered", "commitment-reported",
-    "model-installed", "model-switched", "removal-noted", "files-removed",
+    "delivery-begun", "delivery-answered", "delivery-noted", "commitment-asked", "commitment-answered",
+    "commitment-reported", "model-installed", "model-switched", "removal-noted", "files-removed",
 )  # fmt: skip
 
 _ASKED, _, _COUNT = os.environ.get("HSCC_EDGE_CRASH", "").partition(":")
