@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,6 +22,7 @@ from typing import Any
 import pydicom
 from soak_load import MINIMUM, Item, digest_of, read_items
 
+HEARTBEAT_S = 3.0
 TERMINAL = ("reported", "no-result", "conflict")
 
 
@@ -216,7 +218,8 @@ def _strays(found: Evidence) -> Iterator[str]:
             yield f"stray: {path.relative_to(found.state)}"
     drafts = [path for path in (found.state / "drafts").rglob("*.part") if path.is_file()]
     hidden = [path for path in found.state.iterdir() if path.name.startswith(".")]
-    yield from (f"stray: {path.relative_to(found.state)}" for path in (*drafts, *hidden))
+    time.sleep(HEARTBEAT_S if drafts or hidden else 0.0)  # a file that the daemon is just writing is none
+    yield from (f"stray: {path.relative_to(found.state)}" for path in (*drafts, *hidden) if path.exists())
 
 
 def figures(found: Evidence, wrong: Sequence[str]) -> dict[str, Any]:
