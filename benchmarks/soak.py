@@ -106,7 +106,7 @@ def summary(found: Sequence[dict[str, Any]], seed: int, seconds: float) -> dict[
     total |= {name: soak_faults.merged(item.get(name, {}) for item in found) for name in COUNTS}
     kills = [count for name, count in total["kinds"].items() if name.partition(":")[0] in KILLS]
     return {
-        "points": sum(kills), **total, "campaigns": len(found),
+        "points": sum(kills), **total, "campaigns": sum("seed" in item for item in found),
         "untried": [name for name in POINTS if not any(kind.endswith(f":{name}") for kind in total["kinds"])],
         "small_volume": next((item["small_volume"] for item in found if "small_volume" in item), "not tried"),
         "failed_campaigns": [item["campaign"] for item in found if item["problems"]],
