@@ -19,7 +19,7 @@ DETAILS = {"single": SINGLE, "mood": MOODS, "disk": (*ERRORS,), "disk-at-start":
 FILLED = tuple(Point("full", "", number) for number in range(12))
 SWEEPS = tuple((kind, error) for kind in ("sweep-start", "sweep-load") for error in ERRORS)
 COMMITMENT = "commitment = true\ncommitment_s = 1.0\n"
-RETENTION = "[retention]\nmax_gib = 0.001\n"
+RETENTION = "[retention]\nmax_gib = 0.0002\n"
 # What campaigns are configured with in turn, and the crash points that are passed only with it.
 VARIANTS = ("", COMMITMENT, COMMITMENT, COMMITMENT + RETENTION)
 ONLY_WITH = {
