@@ -182,6 +182,7 @@ def _precision_interval(
     value: float, error: float, truth: NDArray[np.bool_], cases: Clusters, level: float
 ) -> Estimate:
     positives, patients = int(truth.sum()), _count(cases, truth)
+    error *= float(np.sqrt(patients / max(patients - 1, 1)))  # the bootstrap's variance is that of n, not of n - 1
     inner = (value * patients + 0.5) / (patients + 1)
     size = min(inner * (1 - inner) / error**2, positives) if error > 0 else float(patients)
     low, high = wilson(*effective(value * size, size, 1.0, patients, level), level)
