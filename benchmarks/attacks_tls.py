@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,9 +82,11 @@ def wrong_certificates(target: Target, count: int) -> Outcome:
 def _context(target: Target, certificate: Tls | None, old: bool = False) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(target.authorities))
     if old:
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         context.set_ciphers("ALL:@SECLEVEL=0")
-        context.options |= ssl.OP_NO_TLSv1_2 | ssl.OP_NO_TLSv1_3
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated is the point
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
     if certificate is not None:
         context.load_cert_chain(certificate.certificate, certificate.key)
     return context
@@ -91,8 +94,10 @@ def _context(target: Target, certificate: Tls | None, old: bool = False) -> ssl.
 
 def _answer(port: int, context: ssl.SSLContext | None, said: bytes) -> str:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_S, source_address=(ATTACKER, 0)) as plain:
-            client = plain if context is None else context.wrap_socket(plain, server_hostname="127.0.0.1")
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=LONGEST_S, source_address=(ATTACKER, 0)) as plain,
+            plain if context is None else context.wrap_socket(plain, server_hostname="127.0.0.1") as client,
+        ):
             client.sendall(said)
             heard = client.recv(4096)
     except TimeoutError:
