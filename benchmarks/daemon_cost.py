@@ -34,7 +34,7 @@ from hscc_edge.data.cohort import read_cohort
 from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.runtime import infer_each, open_runtime
-from hscc_edge.serve.receiver import receive
+from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.validate.machine import machine_facts
 
 IMPORTS = ("hscc_edge.serve.daemon", "hscc_edge.runtime.ort")

@@ -37,9 +37,9 @@ from hscc_edge.model.decision import decide, parse_rule
 from hscc_edge.model.head import energy, parse_head
 from hscc_edge.runtime import Runtime, open_runtime
 from hscc_edge.serve.config import Drift
-from hscc_edge.serve.drift import Watch
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed, record
+from hscc_edge.serve.worker.drift import Watch
 from hscc_edge.validate.drift import DRIFT
 from hscc_edge.validate.machine import machine_facts
 

@@ -43,9 +43,9 @@ from soak_models import small_bundles
 
 from hscc_edge import durable
 from hscc_edge.data.cohort import Cohort, read_cohort
-from hscc_edge.serve.accounts import OPERATOR, accounts_file, add_account
+from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.instances import TERMINAL
-from hscc_edge.serve.receiver import receive
+from hscc_edge.serve.web.accounts import OPERATOR, accounts_file, add_account
 
 IDLE_S = 2.0
 MOST_MIB = 8

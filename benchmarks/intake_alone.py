@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from hscc_edge import durable
-from hscc_edge.serve import intake
 from hscc_edge.serve.config import Config, ServedModel
+from hscc_edge.serve.doors import intake
 from hscc_edge.serve.logs import logging_to
 from hscc_edge.serve.station import Station, open_state
 from hscc_edge.serve.supervisor import Role, Supervisor

@@ -34,8 +34,8 @@ from hscc_edge.bundle import read_bundle, rewrite
 from hscc_edge.cli import app
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.data.phantom import write_phantom
+from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.instances import TERMINAL
-from hscc_edge.serve.receiver import receive
 from hscc_edge.validate.machine import machine_facts
 
 RECIPE = """

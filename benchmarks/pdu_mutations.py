@@ -20,7 +20,7 @@ from pathlib import Path
 import mutations
 import pydicom
 
-from hscc_edge.serve.receiver import receive
+from hscc_edge.serve.doors.receiver import receive
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 67, 68, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFE, 0xFFFFFFFF)

@@ -44,10 +44,10 @@ from box import Box, storescu, wait_for
 from hscc_edge import durable
 from hscc_edge.cli import app
 from hscc_edge.data.cohort import Cohort, read_cohort
-from hscc_edge.serve.accounts import OPERATOR, accounts_file, add_account
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
-from hscc_edge.serve.receiver import receive
+from hscc_edge.serve.doors.receiver import receive
+from hscc_edge.serve.web.accounts import OPERATOR, accounts_file, add_account
 
 WORD, ROOT = "ZQ7SENTINEL", "1.2.826.0.1.3680043.8.498.7071"
 DAY, TIME, NUMBER, AGE, SIGNED = "18471103", "134659.172", 1903070119, "943D", -1708090213

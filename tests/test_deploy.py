@@ -51,7 +51,7 @@ def test_systemd_takes_the_unit(tmp_path):
 
 def test_the_unit_and_the_daemon_agree():
     text = UNIT.read_text()
-    from hscc_edge.serve.health import HEARTBEAT_S
+    from hscc_edge.serve.operations.health import HEARTBEAT_S
     from hscc_edge.serve.supervisor import DRAIN_S
 
     watchdog, stop = (int(re.search(rf"{name}=(\d+)", text)[1]) for name in ("WatchdogSec", "TimeoutStopSec"))

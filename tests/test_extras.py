@@ -102,7 +102,7 @@ def test_every_module_imports_or_names_its_extra(bare):
     missing = {name for name, rest in found.items() if rest != "ok"}
     for name in missing:
         assert INSTALL.fullmatch(found[name].removeprefix("extra ")), f"{name}: {found[name]}"
-    assert missing >= {"hscc_edge.model.train", "hscc_edge.compress.hscc", "hscc_edge.serve.intake"}
+    assert missing >= {"hscc_edge.model.train", "hscc_edge.compress.hscc", "hscc_edge.serve.doors.intake"}
     for name in ("errors", "durable", "bundle", "data.dicom", "data.cohort", "model.decision", "serve.journal", "cli"):
         assert f"hscc_edge.{name}" not in missing, f"hscc_edge.{name} belongs to the core: {found[f'hscc_edge.{name}']}"
 

@@ -16,8 +16,9 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from hscc_edge.serve import admission, commitment_scp, contexts, evaluation, storage_user
 from hscc_edge.serve.config import KIND_FORMS, Destination, Listener
+from hscc_edge.serve.doors import admission, commitment_scp, contexts
+from hscc_edge.serve.results import evaluation, storage_user
 from hscc_edge.serve.tls import CIPHERS
 
 END = "<!-- end -->"

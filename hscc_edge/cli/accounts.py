@@ -31,7 +31,7 @@ def add(
 
     Example: hscc-edge accounts add /etc/hscc-edge/serve.toml anna --role operator
     """
-    from hscc_edge.serve.accounts import accounts_file, add_account
+    from hscc_edge.serve.web.accounts import accounts_file, add_account
 
     state = _config(config).state
     new = add_account(accounts_file(state), name, role, _password())
@@ -46,8 +46,8 @@ def remove(config: ConfigFile, name: Name, as_json: JsonFlag = False) -> None:
 
     Example: hscc-edge accounts remove /etc/hscc-edge/serve.toml anna
     """
-    from hscc_edge.serve.accounts import accounts_file, give_to_owner, read_accounts, remove_account
-    from hscc_edge.serve.tokens import remove_token
+    from hscc_edge.serve.doors.tokens import remove_token
+    from hscc_edge.serve.web.accounts import accounts_file, give_to_owner, read_accounts, remove_account
 
     settings = _config(config)
     path, tokens = accounts_file(settings.state), settings.web.tokens
@@ -69,7 +69,7 @@ def show(config: ConfigFile, as_json: JsonFlag = False) -> None:
 
     Example: hscc-edge accounts list /etc/hscc-edge/serve.toml
     """
-    from hscc_edge.serve.accounts import accounts_file, read_accounts
+    from hscc_edge.serve.web.accounts import accounts_file, read_accounts
 
     settings, output = _config(config), Output(as_json)
     accounts = read_accounts(accounts_file(settings.state))
@@ -88,8 +88,8 @@ def token(config: ConfigFile, name: Name, as_json: JsonFlag = False) -> None:
 
     Example: hscc-edge accounts token /etc/hscc-edge/serve.toml prometheus
     """
-    from hscc_edge.serve.accounts import give_to_owner
-    from hscc_edge.serve.tokens import add_token
+    from hscc_edge.serve.doors.tokens import add_token
+    from hscc_edge.serve.web.accounts import give_to_owner
 
     settings = _config(config)
     path = settings.web.tokens
@@ -113,7 +113,7 @@ def _config(path: Path) -> Config:
 
 
 def _names(tokens: Path) -> list[str]:
-    from hscc_edge.serve.tokens import read_tokens
+    from hscc_edge.serve.doors.tokens import read_tokens
 
     return [item.name for item in read_tokens(tokens)] if tokens.exists() else []
 

@@ -103,8 +103,8 @@ def report_maker() -> MakeReport | None:
     try:
         import pydicom
 
-        from hscc_edge.serve.content import digest_of
-        from hscc_edge.serve.sr import build_report, report_uid
+        from hscc_edge.serve.doors.content import digest_of
+        from hscc_edge.serve.results.sr import build_report, report_uid
     except MissingExtraError:
         return None
 

@@ -13,8 +13,8 @@ from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
     from hscc_edge.serve.journal import Journal
-    from hscc_edge.serve.models import Model
     from hscc_edge.serve.station import Station
+    from hscc_edge.serve.worker.models import Model
 
 app = typer.Typer(no_args_is_help=True, help="Bundles of a daemon: install, activate, roll back, shadow.")
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration (TOML) of the daemon.")]
@@ -30,7 +30,7 @@ def list_(config: ConfigFile, as_json: JsonFlag = False) -> None:
     """
     from datetime import datetime
 
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     output, (_, journal) = Output(as_json), _open(config)
     found = models.models(journal)
@@ -55,7 +55,7 @@ def install(
 
     Example: hscc-edge models install /etc/hscc-edge/serve.toml small
     """
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     station, journal = _open(config)
     try:
@@ -71,7 +71,7 @@ def activate(config: ConfigFile, digest: Digest, as_json: JsonFlag = False) -> N
 
     Example: hscc-edge models activate /etc/hscc-edge/serve.toml 3f2a
     """
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     station, journal = _open(config)
     try:
@@ -94,7 +94,7 @@ def rollback(
 
     Example: hscc-edge models rollback /etc/hscc-edge/serve.toml --reason "wrong on children"
     """
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     station, journal = _open(config)
     try:
@@ -118,7 +118,7 @@ def shadow(
 
     Example: hscc-edge models shadow /etc/hscc-edge/serve.toml 3f2a
     """
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     if bool(digest) == off:
         raise InputError("models shadow takes one of a bundle's digest and --off: give either")
@@ -141,8 +141,8 @@ def compare(config: ConfigFile, name: Name = "", as_json: JsonFlag = False) -> N
 
     Example: hscc-edge models compare /etc/hscc-edge/serve.toml
     """
-    from hscc_edge.serve import models
-    from hscc_edge.serve.comparison import compare as compared
+    from hscc_edge.serve.worker import models
+    from hscc_edge.serve.worker.comparison import compare as compared
 
     output, (_, journal) = Output(as_json), _open(config)
     try:
@@ -179,7 +179,7 @@ def _open(config: Path) -> tuple[Station, Journal]:
 
 
 def _name(journal: Journal, name: str) -> str:
-    from hscc_edge.serve import models
+    from hscc_edge.serve.worker import models
 
     names = sorted({item.name for item in models.models(journal)})
     if name in names or (not name and len(names) == 1):

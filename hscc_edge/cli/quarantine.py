@@ -22,9 +22,9 @@ def quarantine(
 
     Example: hscc-edge quarantine /etc/hscc-edge/serve.toml --release 3fa8c1d2e0b4
     """
-    from hscc_edge.serve import quarantine as waiting
     from hscc_edge.serve.audit import audit
     from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.operations import quarantine as waiting
     from hscc_edge.serve.station import visit
     from hscc_edge.serve.studies import uid_of
 

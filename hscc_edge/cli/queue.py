@@ -20,9 +20,9 @@ def queue(
 
     Example: hscc-edge queue /etc/hscc-edge/serve.toml
     """
-    from hscc_edge.serve import views
     from hscc_edge.serve.config_file import read_config
     from hscc_edge.serve.station import visit
+    from hscc_edge.serve.web import views
 
     output, station = Output(as_json), visit(read_config(config))
     journal = station.journal()

@@ -24,8 +24,8 @@ def recall(
 
     Example: hscc-edge recall 3fa8c1d2 /etc/hscc-edge/serve.toml --again
     """
-    from hscc_edge.serve import recall as recalling
     from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.results import recall as recalling
     from hscc_edge.serve.station import visit
 
     output, station = Output(as_json), visit(read_config(config))

@@ -27,8 +27,8 @@ def serve(
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
     from hscc_edge.serve.config_file import read_config
-    from hscc_edge.serve.health import liveness, readiness
     from hscc_edge.serve.logs import logging_to
+    from hscc_edge.serve.operations.health import liveness, readiness
     from hscc_edge.serve.station import visit
 
     output = Output(as_json)

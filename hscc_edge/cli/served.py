@@ -55,7 +55,7 @@ def serve_cohort(
         StorageError: if the daemon does not come up.
     """
     from hscc_edge.data.cohort import read_cohort
-    from hscc_edge.serve.receiver import receive
+    from hscc_edge.serve.doors.receiver import receive
 
     test = read_cohort(cohort).select("test")
     config, archive = out / "serve.toml", out / "archive"
@@ -97,7 +97,7 @@ def _send(test: Cohort, port: int) -> int:
     import pydicom
 
     from hscc_edge.serve.config import Destination
-    from hscc_edge.serve.storage_user import store
+    from hscc_edge.serve.results.storage_user import store
 
     daemon = Destination(ae_title="HSCC_EDGE", port=port)
     acknowledged = 0

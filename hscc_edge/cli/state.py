@@ -11,7 +11,7 @@ from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import GateError
 
 if TYPE_CHECKING:
-    from hscc_edge.serve.soundness import Found
+    from hscc_edge.serve.operations.soundness import Found
     from hscc_edge.serve.station import Station
 
 app = typer.Typer(no_args_is_help=True, help="A daemon's state directory: back it up, restore it, check it.")
@@ -28,9 +28,9 @@ def export(
 
     Example: hscc-edge state export /etc/hscc-edge/serve.toml --out /backup/2026-11-26
     """
-    from hscc_edge.serve import backup
     from hscc_edge.serve.audit import audit
     from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.operations import backup
     from hscc_edge.serve.station import visit
 
     output, station = Output(as_json), visit(read_config(config))
@@ -50,9 +50,9 @@ def import_(
 
     Example: hscc-edge state import /etc/hscc-edge/serve.toml --from /backup/2026-11-26
     """
-    from hscc_edge.serve import backup
     from hscc_edge.serve.audit import audit
     from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.operations import backup
     from hscc_edge.serve.station import visit
 
     output, settings = Output(as_json), read_config(config)
@@ -77,7 +77,7 @@ def check(config: ConfigFile, as_json: JsonFlag = False) -> None:
 
 
 def _check(station: Station) -> Found:
-    from hscc_edge.serve import soundness
+    from hscc_edge.serve.operations import soundness
 
     journal = station.journal()
     try:

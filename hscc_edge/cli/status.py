@@ -21,9 +21,9 @@ def status(
     Example: hscc-edge status /etc/hscc-edge/serve.toml
     """
     from hscc_edge.serve import tallies
-    from hscc_edge.serve.alarms import alarms, read_status
     from hscc_edge.serve.config_file import read_config
-    from hscc_edge.serve.health import liveness
+    from hscc_edge.serve.operations.alarms import alarms, read_status
+    from hscc_edge.serve.operations.health import liveness
     from hscc_edge.serve.station import visit
 
     output, station = Output(as_json), visit(read_config(config))

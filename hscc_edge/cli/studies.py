@@ -30,9 +30,9 @@ def studies(
 
     Example: hscc-edge studies /etc/hscc-edge/serve.toml 3fa8c1d2e0b4
     """
-    from hscc_edge.serve import views
     from hscc_edge.serve.config_file import read_config
     from hscc_edge.serve.station import visit
+    from hscc_edge.serve.web import views
 
     if state not in STATES:
         raise InputError(f"the state is {state!r}: expected one of {', '.join(STATES[1:])}")

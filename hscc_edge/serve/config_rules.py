@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pydicom.uid import UID
 
 from hscc_edge.serve.config import KIND_FORMS, Config, Destination, Listener, Web
-from hscc_edge.serve.contexts import SYNTAXES, uid_of
+from hscc_edge.serve.doors.contexts import SYNTAXES, uid_of
 from hscc_edge.serve.studies import PRIORITIES
 
 Keys = tuple[str | int, ...]

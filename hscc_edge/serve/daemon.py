@@ -16,15 +16,20 @@ from pathlib import Path
 
 from hscc_edge import __version__, durable
 from hscc_edge.errors import HsccError, StorageError
-from hscc_edge.serve import delivery, folder, instances, intake, outbox, tls, upkeep, web, work
+from hscc_edge.serve import instances, outbox, tls
 from hscc_edge.serve.audit import audit, mend
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
-from hscc_edge.serve.health import HEARTBEAT_S
+from hscc_edge.serve.doors import folder, intake
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.notify import notify
+from hscc_edge.serve.operations import upkeep
+from hscc_edge.serve.operations.health import HEARTBEAT_S
+from hscc_edge.serve.results import delivery
 from hscc_edge.serve.station import Station, claim, open_state
 from hscc_edge.serve.supervisor import Role, Supervisor
+from hscc_edge.serve.web import server as web
+from hscc_edge.serve.worker import work
 
 LOG = logging.getLogger(__name__)
 BACKLOG = 128

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from hscc_edge import durable
-from hscc_edge.serve.content import digest_of_file
+from hscc_edge.serve.doors.content import digest_of_file
 
 
 class Spool:

@@ -11,7 +11,7 @@ from commandline import run
 from workbench import Bench, slices
 
 from hscc_edge.bundle import read_bundle, rewrite
-from hscc_edge.serve import models
+from hscc_edge.serve.worker import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 CONFIG = """

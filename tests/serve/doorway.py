@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hscc_edge.serve.config import Config, Listener, ServedModel
-from hscc_edge.serve.intake import Intake
+from hscc_edge.serve.doors.intake import Intake
 from hscc_edge.serve.station import Station, open_state
 
 

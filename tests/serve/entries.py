@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.config import Config, Destination
-from hscc_edge.serve.content import digest_of
+from hscc_edge.serve.doors.content import digest_of
 from hscc_edge.serve.instances import REPORTED, Receipt, of_study, receive
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.outbox import NewDelivery

@@ -15,12 +15,14 @@ import pytest
 from argon2 import PasswordHasher
 from outgoing import MR, bundle, decided
 
-from hscc_edge.serve import accounts, outbox, studies, web
+from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.config import Config, Destination, ServedModel, Web
 from hscc_edge.serve.instances import CONFLICT, NO_RESULT, REPORTED, Receipt, of_study, receive
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.report import next_report
+from hscc_edge.serve.results.report import next_report
 from hscc_edge.serve.station import Station, open_state
+from hscc_edge.serve.web import accounts
+from hscc_edge.serve.web import server as web
 
 ROOT_UID = "1.2.826.0.1.3680043.9.7777"
 PASSWORD = "correct horse battery"

@@ -13,10 +13,10 @@ from pynetdicom import AE, evt
 from hscc_edge.bundle import Bundle, Code, Spec
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve import outbox, studies
-from hscc_edge.serve.commitment import INSTANCE, PUSH_MODEL
 from hscc_edge.serve.config import Config, Destination, ServedModel
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.report import Decided, next_report
+from hscc_edge.serve.results.commitment import INSTANCE, PUSH_MODEL
+from hscc_edge.serve.results.report import Decided, next_report
 from hscc_edge.serve.station import Station, open_state
 
 FINDINGS = {"glioma": Code("393564001", "SCT", "Glioma"), "none": Code("281900007", "SCT", "No abnormality detected")}

@@ -10,8 +10,8 @@ from typer.main import get_command
 
 from hscc_edge.cli import app
 from hscc_edge.errors import ConfigError, StorageError
-from hscc_edge.serve import accounts, attempts
-from hscc_edge.serve.tokens import bearer, read_tokens
+from hscc_edge.serve.doors.tokens import bearer, read_tokens
+from hscc_edge.serve.web import accounts, attempts
 
 PASSWORD = "correct horse battery"
 CONFIG = 'state = "state"\n[[model]]\nbundle = "bundle"\n[web]\nenabled = true\ntokens = "tokens"\n'

@@ -5,9 +5,9 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from hscc_edge.serve import instances
-from hscc_edge.serve.admission import Admission
 from hscc_edge.serve.config import Config, Listener, ServedModel
-from hscc_edge.serve.content import digest_of
+from hscc_edge.serve.doors.admission import Admission
+from hscc_edge.serve.doors.content import digest_of
 from hscc_edge.serve.station import Station
 
 

@@ -12,15 +12,16 @@ import pytest
 from authority import Authority
 from repository import receiving
 
-from hscc_edge.serve import atna, outbox, studies
-from hscc_edge.serve.atna import Repository, deleted, enqueue
+from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.audit import audit, seal
-from hscc_edge.serve.audit_message import xml
 from hscc_edge.serve.config import Audit, Config, Destination
 from hscc_edge.serve.instances import REPORTED, Receipt, of_study, receive
+from hscc_edge.serve.operations import atna
+from hscc_edge.serve.operations.atna import Repository, deleted, enqueue
+from hscc_edge.serve.operations.audit_message import xml
+from hscc_edge.serve.operations.syslog import Sender, frame
 from hscc_edge.serve.outbox import NewDelivery
 from hscc_edge.serve.station import Station
-from hscc_edge.serve.syslog import Sender, frame
 
 CODED = {"csd-code", "codeSystemName", "originalText"}
 # PS3.15 A.5.1: element -> its attributes, needed and allowed, and its children in order with how often they may come

@@ -11,9 +11,9 @@ import pytest
 from entries import finished, make_station, received, sent
 
 from hscc_edge.errors import InputError, StorageError
-from hscc_edge.serve import backup, soundness
 from hscc_edge.serve.audit import audit, seal
-from hscc_edge.serve.quarantine import aside, release
+from hscc_edge.serve.operations import backup, soundness
+from hscc_edge.serve.operations.quarantine import aside, release
 from hscc_edge.serve.station import visit
 
 

@@ -8,8 +8,8 @@ from outgoing import QUICK, Desk, answer_to, committing, decided
 from pynetdicom import AE, evt
 
 from hscc_edge.serve import outbox
-from hscc_edge.serve.commitment import INSTANCE, LINGER_S, PUSH_MODEL, on_event_report
-from hscc_edge.serve.delivery import Courier
+from hscc_edge.serve.results.commitment import INSTANCE, LINGER_S, PUSH_MODEL, on_event_report
+from hscc_edge.serve.results.delivery import Courier
 from hscc_edge.serve.timeline import timeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
@@ -33,7 +33,7 @@ def courier(desk: Desk) -> Courier:
 @pytest.fixture
 def soon(monkeypatch):
     """No waiting for an answer on the association of the request."""
-    monkeypatch.setattr("hscc_edge.serve.commitment.LINGER_S", 0.0)
+    monkeypatch.setattr("hscc_edge.serve.results.commitment.LINGER_S", 0.0)
 
 
 def test_an_answer_on_the_same_association_makes_it_delivered(tmp_path):

@@ -7,8 +7,8 @@ from doorway import Orthanc, doorway, free_port
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 
-from hscc_edge.serve.commitment_scp import INSTANCE, PUSH_MODEL
 from hscc_edge.serve.config import Listener, Retention
+from hscc_edge.serve.doors.commitment_scp import INSTANCE, PUSH_MODEL
 
 
 @pytest.fixture

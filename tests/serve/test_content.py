@@ -7,9 +7,9 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from hscc_edge.serve import content
-from hscc_edge.serve.content import IDENTIFIERS, digest_of, digest_of_file, read_headers
-from hscc_edge.serve.contexts import SYNTAXES
+from hscc_edge.serve.doors import content
+from hscc_edge.serve.doors.content import IDENTIFIERS, digest_of, digest_of_file, read_headers
+from hscc_edge.serve.doors.contexts import SYNTAXES
 
 NAMES = (
     "MR_small.dcm",

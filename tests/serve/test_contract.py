@@ -12,8 +12,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 
 from hscc_edge.serve.config import Destination
-from hscc_edge.serve.receiver import receive
-from hscc_edge.serve.storage_user import store
+from hscc_edge.serve.doors.receiver import receive
+from hscc_edge.serve.results.storage_user import store
 
 
 @pytest.fixture

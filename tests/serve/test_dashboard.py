@@ -10,10 +10,11 @@ import httpx
 import pytest
 from filled import PASSWORD, uid
 
-from hscc_edge.serve import instances, outbox, words
-from hscc_edge.serve.accounts import accounts_file, add_account, remove_account
+from hscc_edge.serve import instances, outbox
 from hscc_edge.serve.audit import tail, verify
 from hscc_edge.serve.timeline import KINDS
+from hscc_edge.serve.web import words
+from hscc_edge.serve.web.accounts import accounts_file, add_account, remove_account
 
 PAGES = ("/", "/studies", "/outbox", "/models", "/charts", "/box", "/audit")
 
@@ -137,7 +138,7 @@ def test_pages_of_many_studies_follow_one_another(tmp_path):
         ("/studies/000000000000", 404), ("/studies/1.2.3", 404), ("/studies?state=odd", 400),
         ("/studies?before=x", 400), ("/studies?before=nan", 400), ("/studies?before=1e999", 400),
         ("/outbox?before=99999999999999999999", 400), ("/outbox?done=x", 400), ("/nothing", 404),
-        ("/static/../web.py", 404), ("/static/%2e%2e/web.py", 404), ("/studies/find", 404),
+        ("/static/../server.py", 404), ("/static/%2e%2e/server.py", 404), ("/studies/find", 404),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(path, status, everyone):

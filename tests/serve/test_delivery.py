@@ -18,8 +18,8 @@ from outgoing import QUICK, Desk, archive, committing, decided
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 
 from hscc_edge.serve import outbox
-from hscc_edge.serve.breaker import TRIPS, Breaker, back_off_s, failed
-from hscc_edge.serve.delivery import Courier
+from hscc_edge.serve.results.breaker import TRIPS, Breaker, back_off_s, failed
+from hscc_edge.serve.results.delivery import Courier
 from hscc_edge.serve.timeline import timeline
 
 # pynetdicom leaves the socket of a connection that failed to the garbage collector
@@ -225,7 +225,7 @@ import sys
 from pathlib import Path
 from outgoing import QUICK, Desk
 from dataclasses import replace
-from hscc_edge.serve.delivery import Courier
+from hscc_edge.serve.results.delivery import Courier
 
 commitment = sys.argv[3] == "commitment"
 desk = Desk(Path(sys.argv[1]), replace(QUICK, port=int(sys.argv[2]), commitment=commitment, commitment_s=0.1))

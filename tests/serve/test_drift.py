@@ -12,11 +12,11 @@ from workbench import Bench, slices
 from hscc_edge.bundle import add_files, read_bundle, rewrite
 from hscc_edge.errors import BundleError
 from hscc_edge.runtime import open_runtime
-from hscc_edge.serve import models
 from hscc_edge.serve.config import Drift
-from hscc_edge.serve.drift import CHANCE, Watch, _ks, distance, fact_of, look
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed, record
+from hscc_edge.serve.worker import models
+from hscc_edge.serve.worker.drift import CHANCE, Watch, _ks, distance, fact_of, look
 from hscc_edge.validate.drift import DRIFT, familiar, parse_familiar
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")

@@ -10,10 +10,10 @@ import pytest
 from box import Box, wait_for
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from hscc_edge.serve.admission import Admission
 from hscc_edge.serve.config import Config, Folder, Listener
-from hscc_edge.serve.folder import Entry, Watch, _copy, _shape
-from hscc_edge.serve.receiver import receive
+from hscc_edge.serve.doors.admission import Admission
+from hscc_edge.serve.doors.folder import Entry, Watch, _copy, _shape
+from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.station import Station, open_state
 
 

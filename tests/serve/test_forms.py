@@ -14,11 +14,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from hscc_edge.serve import outbox
 from hscc_edge.serve.config import KIND_FORMS, Destination
-from hscc_edge.serve.evaluation import RECALL
-from hscc_edge.serve.forms import FORMS, deliveries, wanted
-from hscc_edge.serve.result import read_result
-from hscc_edge.serve.sinks import SINKS
-from hscc_edge.serve.sr import build_report, derived_uid, report_uid, withdraw
+from hscc_edge.serve.results.evaluation import RECALL
+from hscc_edge.serve.results.forms import FORMS, deliveries, wanted
+from hscc_edge.serve.results.result import read_result
+from hscc_edge.serve.results.sinks import SINKS
+from hscc_edge.serve.results.sr import build_report, derived_uid, report_uid, withdraw
 
 
 def report(predecessor=None, **changes) -> bytes:

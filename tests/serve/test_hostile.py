@@ -6,7 +6,7 @@ import mutations
 import pytest
 from hostile import attack
 
-from hscc_edge.serve.content import same_data_set
+from hscc_edge.serve.doors.content import same_data_set
 
 SLOW = ("slow-loris HTTP",)  # waits for the end of patience, which is all that it shows
 

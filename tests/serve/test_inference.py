@@ -11,7 +11,7 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.errors import EngineError
 from hscc_edge.runtime import open_runtime
 from hscc_edge.runtime.startup import Started, timed_open
-from hscc_edge.serve.inference import Confines, Inference, InferenceFailed, InferenceUnavailable
+from hscc_edge.serve.worker.inference import Confines, Inference, InferenceFailed, InferenceUnavailable
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 CRASH, HANG, GREEDY, REFUSED = 7e7, 6e7, 5e7, 4e7

@@ -25,8 +25,8 @@ from pydicom.uid import (
 from pynetdicom import AE, build_context
 
 from hscc_edge.serve.config import Listener, Study
-from hscc_edge.serve.content import digest_of
-from hscc_edge.serve.seats import Seats
+from hscc_edge.serve.doors.content import digest_of
+from hscc_edge.serve.doors.seats import Seats
 
 PRIVATE = "1.2.826.0.1.3680043.9.9999.1.1"
 
@@ -159,7 +159,7 @@ def test_one_association_too_many_is_rejected_until_another_ends(tmp_path, limit
 
 def test_seats_are_shared_by_processes_and_freed_when_one_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from hscc_edge.serve.seats import Seats\n"
+        "import sys, time; from pathlib import Path; from hscc_edge.serve.doors.seats import Seats\n"
         "seats = Seats(Path(sys.argv[1]), 3, 2)\n"
         "print(seats.take('a') is not None, seats.take('a') is not None, flush=True); time.sleep(60)"
     )

@@ -12,10 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from hscc_edge.serve import health, latency, metrics, outbox, studies
+from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.audit import audit, seal
 from hscc_edge.serve.config import Config, Destination, Listener, ServedModel, Tls
 from hscc_edge.serve.instances import REPORTED, Receipt, of_study, receive
+from hscc_edge.serve.operations import health, latency, metrics
 from hscc_edge.serve.outbox import NewDelivery
 from hscc_edge.serve.station import Station
 

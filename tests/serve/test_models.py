@@ -13,10 +13,10 @@ from workbench import Bench, slices
 from hscc_edge.bundle import Bundle, add_files, read_bundle, rewrite
 from hscc_edge.errors import BundleError, ConfigError, EngineError, InputError
 from hscc_edge.export.reference import REFERENCE, reference_file
-from hscc_edge.serve import models
 from hscc_edge.serve.config import Route, ServedModel
 from hscc_edge.serve.instances import REPORTED
-from hscc_edge.serve.work import ready
+from hscc_edge.serve.worker import models
+from hscc_edge.serve.worker.work import ready
 from hscc_edge.validate.pack.signature import sign
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")

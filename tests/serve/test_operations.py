@@ -15,8 +15,8 @@ from box import Box, storescu, wait_for
 from repository import receiving
 
 from hscc_edge.serve.config_file import read_config
-from hscc_edge.serve.receiver import receive
-from hscc_edge.serve.soundness import check
+from hscc_edge.serve.doors.receiver import receive
+from hscc_edge.serve.operations.soundness import check
 from hscc_edge.serve.station import visit
 
 MORE = """

@@ -12,9 +12,9 @@ from outgoing import Desk, decided
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 from pynetdicom import AE, evt
 
-from hscc_edge.serve.commitment import PUSH_MODEL, on_event_report
 from hscc_edge.serve.config import Destination
-from hscc_edge.serve.delivery import Courier
+from hscc_edge.serve.results.commitment import PUSH_MODEL, on_event_report
+from hscc_edge.serve.results.delivery import Courier
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
 
@@ -51,7 +51,7 @@ class Ear:
 
 @pytest.fixture
 def desk(pacs, tmp_path, monkeypatch):
-    monkeypatch.setattr("hscc_edge.serve.commitment.LINGER_S", 0.0)
+    monkeypatch.setattr("hscc_edge.serve.results.commitment.LINGER_S", 0.0)
     found = Desk(tmp_path, pacs.destination(commitment=True, commitment_s=2.0, attempts=1000))
     ear = Ear(pacs, found)
     yield found

@@ -17,10 +17,10 @@ from outgoing import archive
 from playwright.sync_api import Browser, Page, expect
 
 from hscc_edge.bundle import read_bundle, rewrite
-from hscc_edge.serve import models
-from hscc_edge.serve.accounts import accounts_file, add_account
 from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.station import Station, open_state
+from hscc_edge.serve.web.accounts import accounts_file, add_account
+from hscc_edge.serve.worker import models
 
 MORE = """
 [[destination]]

@@ -10,8 +10,8 @@ from hscc_edge.cli import app
 from hscc_edge.errors import InputError
 from hscc_edge.serve import outbox
 from hscc_edge.serve.audit import read
-from hscc_edge.serve.recall import affected, recall
-from hscc_edge.serve.result import read_result
+from hscc_edge.serve.results.recall import affected, recall
+from hscc_edge.serve.results.result import read_result
 from hscc_edge.serve.studies import StaleReport, finish
 from hscc_edge.serve.timeline import timeline
 
@@ -102,7 +102,7 @@ def test_again_with_the_model_that_is_recalled_is_refused(desk):
 def test_a_report_that_was_made_before_the_recall_is_not_written_after_it(desk):
     from outgoing import bundle
 
-    from hscc_edge.serve.report import next_report
+    from hscc_edge.serve.results.report import next_report
 
     made = next_report(desk.station.config, desk.journal, "1.2.0", "brain", bundle(), [decided("1.2.0", count=3)], "")
     recall(desk.station, desk.journal, "brain")

@@ -10,10 +10,10 @@ from statsmodels.stats.proportion import proportion_confint
 from workbench import Bench, slices
 
 from hscc_edge.bundle import read_bundle, rewrite
-from hscc_edge.serve import models
-from hscc_edge.serve.comparison import compare, wilson
 from hscc_edge.serve.config import ServedModel
 from hscc_edge.serve.instances import REPORTED
+from hscc_edge.serve.worker import models
+from hscc_edge.serve.worker.comparison import compare, wilson
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 

@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse, Response
 from web_peer import Fhir, peer
 
 from hscc_edge.serve import outbox
-from hscc_edge.serve.delivery import Courier
-from hscc_edge.serve.outcome import BUSY, REFUSED, TAKEN, UNANSWERED, UNREACHABLE
-from hscc_edge.serve.sinks import SINKS
+from hscc_edge.serve.results.delivery import Courier
+from hscc_edge.serve.results.outcome import BUSY, REFUSED, TAKEN, UNANSWERED, UNREACHABLE
+from hscc_edge.serve.results.sinks import SINKS
 from hscc_edge.serve.tls import server_context
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")

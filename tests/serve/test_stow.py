@@ -16,11 +16,12 @@ from dicomweb_client.api import DICOMwebClient
 from orthanc_dicomweb import orthanc
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
-from hscc_edge.serve import connections, web
 from hscc_edge.serve.config import Config, Listener, Tls, Web
-from hscc_edge.serve.multipart import Parts
+from hscc_edge.serve.doors.multipart import Parts
+from hscc_edge.serve.doors.tokens import add_token, remove_token
 from hscc_edge.serve.station import Station, open_state
-from hscc_edge.serve.tokens import add_token, remove_token
+from hscc_edge.serve.web import connections
+from hscc_edge.serve.web import server as web
 
 KIND = 'multipart/related; type="application/dicom"; boundary=line'
 

@@ -10,10 +10,10 @@ from highdicom.sr import srread
 from outgoing import FINDINGS, MR, bundle, decided, headers
 
 from hscc_edge.model.decision import Decision
-from hscc_edge.serve.evaluation import RECALL
-from hscc_edge.serve.forms import FORMS
-from hscc_edge.serve.result import read_result
-from hscc_edge.serve.sr import build_report, derived_uid, report_uid, withdraw
+from hscc_edge.serve.results.evaluation import RECALL
+from hscc_edge.serve.results.forms import FORMS
+from hscc_edge.serve.results.result import read_result
+from hscc_edge.serve.results.sr import build_report, derived_uid, report_uid, withdraw
 
 VALIDATOR = [
     "java", "-XX:TieredStopAtLevel=1", "-Djdk.xml.xpathExprOpLimit=0", "-Djdk.xml.xpathTotalOpLimit=0",

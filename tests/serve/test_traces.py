@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from hscc_edge.serve import outbox, studies
-from hscc_edge.serve.traces import Tracer, open_tracer
+from hscc_edge.serve.operations.traces import Tracer, open_tracer
 
 
 @pytest.fixture

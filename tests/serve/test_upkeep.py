@@ -10,10 +10,10 @@ import pytest
 from authority import Authority
 from entries import finished, make_station, received, sent
 
-from hscc_edge.serve import retention, upkeep
 from hscc_edge.serve.audit import audit, head
 from hscc_edge.serve.config import Audit, Listener, Log, Retention
 from hscc_edge.serve.instances import files
+from hscc_edge.serve.operations import retention, upkeep
 from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.timeline import timeline
 

@@ -7,8 +7,9 @@ import filled
 import pytest
 from filled import uid
 
-from hscc_edge.serve import instances, outbox, studies, views
+from hscc_edge.serve import instances, outbox, studies
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.web import views
 
 PAGES = ("/", "/studies", "/outbox", "/models", "/charts", "/box", "/audit")
 

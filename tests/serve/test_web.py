@@ -15,10 +15,11 @@ from authority import Authority
 from box import Box, wait_for
 
 from hscc_edge.errors import ConfigError
-from hscc_edge.serve import connections, desk, live, views, web
 from hscc_edge.serve.config import Tls, Web
-from hscc_edge.serve.receiver import receive
-from hscc_edge.serve.tokens import add_token
+from hscc_edge.serve.doors.receiver import receive
+from hscc_edge.serve.doors.tokens import add_token
+from hscc_edge.serve.web import connections, desk, live, views
+from hscc_edge.serve.web import server as web
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ def test_a_stream_ends_with_its_session(tmp_path, monkeypatch):
 
 
 def test_so_many_streams_and_no_more(plain, monkeypatch):
-    monkeypatch.setattr("hscc_edge.serve.dashboard.MOST_STREAMS", 0)
+    monkeypatch.setattr("hscc_edge.serve.web.dashboard.MOST_STREAMS", 0)
     _, browser = plain
     answer = browser.get("/live")
     assert answer.status_code == 503 and answer.headers["retry-after"] == "60"

@@ -15,8 +15,8 @@ from hscc_edge.runtime.startup import Started
 from hscc_edge.serve import studies
 from hscc_edge.serve.config import Route
 from hscc_edge.serve.instances import NO_RESULT, REPORTED
-from hscc_edge.serve.lane import Input
 from hscc_edge.serve.studies import current_report
+from hscc_edge.serve.worker.lane import Input
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 

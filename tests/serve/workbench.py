@@ -14,12 +14,12 @@ from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.runtime.startup import Started, timed_open
 from hscc_edge.serve import studies
 from hscc_edge.serve.config import Config, Destination, ServedModel, Study, Work
-from hscc_edge.serve.content import digest_of
-from hscc_edge.serve.inference import Confines, Inference
+from hscc_edge.serve.doors.content import digest_of
 from hscc_edge.serve.instances import Receipt, of_study, receive
 from hscc_edge.serve.station import Station, open_state
 from hscc_edge.serve.timeline import Event, timeline
-from hscc_edge.serve.work import Worker
+from hscc_edge.serve.worker.inference import Confines, Inference
+from hscc_edge.serve.worker.work import Worker
 
 
 class Watched:

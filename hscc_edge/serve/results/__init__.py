@@ -1,0 +1,1 @@
+"""Results: the report, its other forms, and their way to each destination."""

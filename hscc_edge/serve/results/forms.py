@@ -1,0 +1,64 @@
+"""The forms in which a report is sent; every byte of them exists, and is journalled, before the first is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hscc_edge.serve.config import KIND_FORMS, Config, Destination
+from hscc_edge.serve.outbox import NewDelivery
+from hscc_edge.serve.results.fhir import fhir_report
+from hscc_edge.serve.results.key_object import key_object
+from hscc_edge.serve.results.oru import oru
+from hscc_edge.serve.results.result import Result, read_result
+from hscc_edge.serve.results.secondary_capture import secondary_capture
+from hscc_edge.serve.results.sr import enhanced, file_of
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One form of a report.
+
+    Attributes:
+        sop: its SOP Instance UID, if it is a DICOM file.
+        content: None where it is the report itself.
+    """
+
+    sop: str | None = field(repr=False)
+    content: bytes | None = field(repr=False)
+
+
+def _comprehensive(result: Result) -> Made:
+    return Made(None, None)
+
+
+def _enhanced(result: Result) -> Made:
+    return Made(*enhanced(file_of(result.dataset)))
+
+
+FORMS: dict[str, Callable[[Result], Made]] = {
+    "comprehensive-3d-sr": _comprehensive,
+    "enhanced-sr": _enhanced,
+    "secondary-capture": lambda result: Made(*secondary_capture(result)),
+    "key-object": lambda result: Made(*key_object(result)),
+    "hl7-oru": lambda result: Made(None, oru(result)),
+    "fhir-report": lambda result: Made(None, fhir_report(result)),
+}
+
+
+def wanted(destination: Destination) -> tuple[str, ...]:
+    """The forms that go to a destination."""
+    return destination.forms or KIND_FORMS[destination.kind][:1]
+
+
+def deliveries(config: Config, report: bytes) -> list[NewDelivery]:
+    """What is to be sent for a report (an SR that `sr` made), to every destination, with its bytes."""
+    asked = [(item.name, form) for item in config.destination for form in wanted(item)]
+    result = read_result(report) if any(form != "comprehensive-3d-sr" for _, form in asked) else None
+    made = {form: FORMS[form](result) for _, form in asked if result is not None}
+    plain = Made(None, None)
+    return [NewDelivery(name, form, *_of(made.get(form, plain))) for name, form in asked]
+
+
+def _of(made: Made) -> tuple[str | None, bytes | None]:
+    return made.sop, made.content

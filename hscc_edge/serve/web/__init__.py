@@ -1,0 +1,1 @@
+"""The HTTP door: dashboard, accounts, live pages; it mounts STOW-RS, metrics and health."""
