@@ -143,8 +143,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"Made by `benchmarks/daemon_cost.py`; {found['machine']}; {found['date']}; {versions}.",
         "Not run on a Jetson.", "",
         "| what | seen | asked |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), "",
-        f"Load: {found['studies']} studies of {found['slices']} slices ({found['size']} x {found['size']}), all waiting, "
-        "from the first's begin to the last's end, with decoding, preprocessing, reports and journal; inference alone is "
+        f"Load: {found['studies']} studies of {found['slices']} slices ({found['size']} x {found['size']}); "
+        "all wait, from the first's begin to the last's end, with decoding, preprocessing, reports and journal. Inference alone: "
         "ONNX Runtime on one thread, one image a call, before and after.", "",
     ])  # fmt: skip
 
