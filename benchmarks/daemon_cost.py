@@ -144,8 +144,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "Not run on a Jetson.", "",
         "| what | seen | asked |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), "",
         f"Load: {found['studies']} studies of {found['slices']} slices ({found['size']} x {found['size']}); "
-        "all wait, from the first's begin to the last's end, with decoding, preprocessing, reports and journal. Inference alone: "
-        "ONNX Runtime on one thread, one image a call, before and after.", "",
+        "all wait, from the first's begin to the last's end, with decoding, preprocessing, reports and journal. "
+        "Inference alone: ONNX Runtime on one thread, one image a call, before and after.", "",
     ])  # fmt: skip
 
 
