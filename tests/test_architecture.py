@@ -20,7 +20,8 @@ LAYERS = (
 )  # fmt: skip
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
-    "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.decision", "export",
+    "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.logistic",
+    "model.decision", "export",
     "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
     "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance",
     "data.case", "data.codestream", "data.cohort",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
 from hscc_edge.errors import ConfigError
+from hscc_edge.model.logistic import expit, log_expit, log_softmax, logsumexp, softmax
 
 KINDS = ("softmax", "sigmoid", "single_logit")
 Logits = NDArray[np.float32] | NDArray[np.float64]
@@ -49,9 +49,9 @@ def probabilities(head: Head, logits: Logits) -> NDArray[np.float64]:
     """Probabilities (N, labels) of logits (N, n), in float64 so that sums do not depend on the machine's rounding."""
     wide = np.asarray(logits, dtype=np.float64)
     if head.kind == "softmax":
-        return np.asarray(softmax(wide, axis=1))
+        return softmax(wide)
     if head.kind == "sigmoid":
-        return np.asarray(expit(wide))
+        return expit(wide)
     positive = expit(wide[:, :1])
     return np.hstack([1.0 - positive, positive])
 
@@ -63,7 +63,7 @@ def kl(head: Head, reference: Logits, logits: Logits) -> NDArray[np.float64]:
     """
     first, second = np.asarray(reference, dtype=np.float64), np.asarray(logits, dtype=np.float64)
     if head.kind == "softmax":
-        log_p, log_q = log_softmax(first, axis=1), log_softmax(second, axis=1)
+        log_p, log_q = log_softmax(first), log_softmax(second)
         return np.asarray(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
     positive = expit(first) * (log_expit(first) - log_expit(second))
     negative = expit(-first) * (log_expit(-first) - log_expit(-second))
@@ -78,5 +78,5 @@ def energy(head: Head, logits: Logits) -> NDArray[np.float64]:
     """
     wide = np.asarray(logits, dtype=np.float64)
     if head.kind == "softmax":
-        return -np.asarray(logsumexp(wide, axis=1))
+        return -logsumexp(wide)
     return -np.asarray(np.logaddexp(wide / 2, -wide / 2).sum(axis=1))

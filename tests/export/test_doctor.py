@@ -244,7 +244,7 @@ def test_the_verb_shows_no_identifier(name, tree):
 
 def test_the_verb_exits_by_its_faults_and_reads_the_state_from_a_configuration(tree):
     root = tree(AGX)
-    config = 'state = "state"\nbundle = "b"\n[destination]\nae_title = "A"\nhost = "h"\nport = 104\n'
+    config = 'state = "state"\n[[model]]\nbundle = "b"\n[[destination]]\nae_title = "A"\nhost = "h"\nport = 104\n'
     write(root, "serve.toml", config)
     words = ["--root", str(root), "--state", str(root / "serve.toml"), "--json"]
     done = CliRunner().invoke(app, words)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 import zipfile
 
@@ -75,7 +76,8 @@ def site(tmp_path, recipe):
     def read(labels=LABELS, head="softmax", **changes):
         text = recipe.read_text()
         text = text[: text.index("[train]")] + text[text.index("[site]") :]
-        text = text.replace("args = { pool = 1, hidden = 32, dropout = 0.0 }", "args = { width = 12 }")
+        text, count = re.subn(r"^args = .*", "args = { width = 12 }", text, flags=re.MULTILINE)
+        assert count == 1
         code = '[findings.{0}]\nvalue = "{0}"\nscheme = "99T"\nmeaning = "{0}"\n'
         codes = "".join(code.format(label) for label in dict.fromkeys(labels))
         text += codes
