@@ -51,6 +51,7 @@ def checked(station, *, running: bool = False) -> tuple[str, ...]:
 
 
 def test_a_backup_is_restored_elsewhere_and_is_whole(station, tmp_path):
+    station.spool().draft().write_bytes(b"what is just coming in")
     done = backup.export(station, tmp_path / "copy")
     assert (done.instances, done.files) == (5, 5) and done.bytes > 30_000
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700

@@ -75,6 +75,7 @@ def test_a_day_of_the_daemon(tmp_path, phantom, dense, monkeypatch):
         process, port = box.start()
         try:
             assert manager.recv(100) == b"READY=1"
+            assert wait_for(lambda: "110100" in kinds(repository.messages))
             assert storescu(port, files[:2]) == set(files[:2])
             assert wait_for(lambda: kinds(repository.messages).count("110104") == 2)
             station = visit(read_config(box.config))

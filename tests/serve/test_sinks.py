@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -154,13 +155,19 @@ def test_hl7_without_a_listener_or_an_answer(tmp_path):
 @contextmanager
 def storescp(root, *options):
     """dcmtk's storescp on a port; what it gets lies in root/in."""
-    port, folder = free_port(), root / "in"
+    folder = root / "in"
     folder.mkdir()
-    process = subprocess.Popen(
-        ["storescp", "-aet", "ARCHIVE", "-od", str(folder), *options, str(port)], stdout=-3, stderr=-3
-    )
+    for _ in range(5):  # somebody else may have taken the port meanwhile
+        port = free_port()
+        with (root / "log").open("ab") as log:
+            process = subprocess.Popen(
+                ["storescp", "-aet", "ARCHIVE", "-od", str(folder), *options, str(port)], stdout=log, stderr=log
+            )
+        assert wait_for(lambda: process.poll() is not None or listens(port))
+        if process.poll() is None:
+            break
     try:
-        assert wait_for(lambda: listens(port))
+        assert process.poll() is None, (root / "log").read_text()
         yield port, folder
     finally:
         process.kill()
@@ -187,7 +194,9 @@ def test_dcmtk_takes_reports_in_its_own_way(tmp_path, options):
 def test_dcmtk_that_refuses_or_aborts_loses_nothing(tmp_path, options):
     with storescp(tmp_path, *options) as (port, _):
         desk = desk_to(tmp_path, port=port)
+        began = time.monotonic()
         kinds = [kind for kind, _ in tried(desk)]
+        assert time.monotonic() - began < QUICK.timeout_s  # no answer is waited for that cannot come
         assert kinds and kinds[0] in (UNREACHABLE, UNANSWERED)
     with archive() as (port, kept):
         moved = replace(desk.station.config.destination[0], port=port)

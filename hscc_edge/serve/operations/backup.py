@@ -34,7 +34,7 @@ JOURNAL = "journal.sqlite"
 # What belongs to the running daemon, or is copied in its own way.
 LEFT_OUT = {
     "lock", LOCK, "work.lock", "seats", "daemon.json", "sessions.json", JOURNAL, "journal.sqlite-wal",
-    "journal.sqlite-shm", "spool",
+    "journal.sqlite-shm", "spool", "drafts",
 }  # fmt: skip
 
 

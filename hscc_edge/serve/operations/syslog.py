@@ -77,12 +77,15 @@ class Sender:
 
     def _wait(self, door: ssl.SSLSocket) -> None:
         deadline = time.monotonic() + self._timeout_s
-        while struct.unpack("i", fcntl.ioctl(door.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]:
+        while True:
+            (left,) = struct.unpack("i", fcntl.ioctl(door.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+            if not _alive(door):  # then nothing of what is left will ever be taken
+                raise ConnectionResetError("the audit repository has hung up")
+            if not left:
+                return
             if time.monotonic() > deadline:
                 raise TimeoutError("the audit repository does not take what was sent")
             time.sleep(POLL_S)
-        if not _alive(door):
-            raise ConnectionResetError("the audit repository has hung up")
 
 
 def _alive(door: ssl.SSLSocket) -> bool:

@@ -115,6 +115,7 @@ def _request(peer: Any, request: pydicom.Dataset) -> Outcome:
     except (RuntimeError, ValueError):
         return Outcome(UNANSWERED, "no answer")
     if "Status" not in answer:
+        peer.abort()  # as in `storage_user.send`
         return Outcome(UNANSWERED, "no answer")
     status = int(answer.Status)
     if status == 0x0000 or status & 0xF000 == 0xB000:

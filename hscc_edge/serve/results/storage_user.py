@@ -82,7 +82,10 @@ def send(peer: Any, dataset: pydicom.Dataset) -> int:
         return -2
     except (RuntimeError, AttributeError):
         return -1
-    return int(answer.Status) if "Status" in answer else -1
+    if "Status" in answer:
+        return int(answer.Status)
+    peer.abort()  # if the peer did, pynetdicom may not know yet, and would wait for the answer to a release
+    return -1
 
 
 def outcome_of(status: int) -> Outcome:
