@@ -152,20 +152,25 @@ def test_hl7_without_a_listener_or_an_answer(tmp_path):
         assert tried(desk) == [(UNANSWERED, "no answer")] * 2
 
 
+def launch(words: list[str], log) -> tuple[subprocess.Popen, int]:
+    """(process, port) of a listener that listens now, or has ended."""
+    port = free_port()
+    with log.open("ab") as file:
+        process = subprocess.Popen([*words, str(port)], stdout=file, stderr=file)
+    assert wait_for(lambda: process.poll() is not None or listens(port))
+    return process, port
+
+
 @contextmanager
 def storescp(root, *options):
     """dcmtk's storescp on a port; what it gets lies in root/in."""
     folder = root / "in"
     folder.mkdir()
-    for _ in range(5):  # somebody else may have taken the port meanwhile
-        port = free_port()
-        with (root / "log").open("ab") as log:
-            process = subprocess.Popen(
-                ["storescp", "-aet", "ARCHIVE", "-od", str(folder), *options, str(port)], stdout=log, stderr=log
-            )
-        assert wait_for(lambda: process.poll() is not None or listens(port))
-        if process.poll() is None:
-            break
+    words = ["storescp", "-aet", "ARCHIVE", "-od", str(folder), *options]
+    process, port = launch(words, root / "log")
+    for _ in range(4):  # somebody else may have taken the port meanwhile
+        if process.poll() is not None:
+            process, port = launch(words, root / "log")
     try:
         assert process.poll() is None, (root / "log").read_text()
         yield port, folder
