@@ -50,12 +50,13 @@ def _head(state: Mapping[str, Any], waiting: Sequence[str]) -> Iterator[str]:
     rows = [row["coverage"] for cell in state["cells"].values() for _, row in judged(cell)]
     made, bad = state["made"], failures(state)
     counts = sorted({cell["simulations"] for cell in state["cells"].values()})
+    floors = ", ".join(f"{100 * floor_of(count):.2f} % for {count:,}" for count in counts)
     yield "# Coverage of the 95 % intervals"
     yield ""
     yield (
         f"`benchmarks/coverage.py`, {made['date']}, {made['machine']}, Python {made['python']}, numpy "
-        f"{made['versions']['numpy']}. Simulations a cell: {', '.join(f'{n:,}' for n in counts)}. Wanted: at least "
-        f"94 % less three Monte-Carlo standard errors, which is {100 * floor_of(max(counts)):.2f} %."
+        f"{made['versions']['numpy']}. Wanted: at least 94 % less three Monte-Carlo standard errors, which is, by the "
+        f"simulations of a cell, {floors}."
     )
     yield ""
     yield (
