@@ -95,6 +95,9 @@ def _template(root: Path, study: int) -> bytes:
     return content
 
 
+PATIENT = ("-ta", "3600", "-td", "3600")  # storescp serves one association at a time: the others wait for theirs
+
+
 def send(port: int, title: str, parts: Sequence[Sequence[Path]], scratch: Path, *options: str) -> Load:
     """Send each part by a storescu of its own, all at once, each over one association."""
     config = scratch / "storescu.cfg"
@@ -103,12 +106,13 @@ def send(port: int, title: str, parts: Sequence[Sequence[Path]], scratch: Path, 
     start, senders = time.perf_counter(), []
     for part, log in zip(parts, logs, strict=True):
         with log.open("wb") as out:
-            words = ["storescu", "-lc", str(config), "-aec", title, "-xe", *options, "127.0.0.1", str(port)]
+            words = ["storescu", "-lc", str(config), "-aec", title, "-xe", *PATIENT, *options, "127.0.0.1", str(port)]
             senders.append(subprocess.Popen([*words, *map(str, part)], stdout=out, stderr=out))
     codes = [sender.wait() for sender in senders]
     seconds = time.perf_counter() - start
-    if any(codes):
-        raise RuntimeError(f"storescu failed: {logs[0].read_text()[-2000:]}")
+    for code, log in zip(codes, logs, strict=True):
+        if code:
+            raise RuntimeError(f"storescu failed: {log.read_text()[-2000:]}")
     return Load(seconds, tuple(time_ms for log in logs for time_ms in _responses(log)))
 
 
