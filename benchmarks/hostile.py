@@ -19,9 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ import attacks_http
 import attacks_tls
 from attacks_dicom import Ledger, Outcome
 from box import Box, storescu, wait_for
-from pdu_mutations import record
+from pdu_mutations import Association, record
 from soak_models import small_bundles
 
 from hscc_edge import durable
@@ -138,11 +140,15 @@ def _send(watch: Watch, port: int, source: Path, scratch: Path) -> None:
 
 
 def attack(
-    root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int, leave_out: Collection[str] = ()
+    root: Path, cohort: Cohort, bundle: Path, tries: int, seed: int, leave_out: Collection[str] = (), at_once: int = 1
 ) -> dict[str, Any]:
     """Run every attack against one daemon; `tries` mutated associations, the others in proportion.
 
     The daemon's log is left in `root`.
+
+    Args:
+        leave_out: names of attacks.
+        at_once: so many attacks beside each other; few tries are then over in the time of the slowest.
     """
     source = cohort.path(cohort.instances[0])
     recorded = record(source, root / "recording")
@@ -160,9 +166,10 @@ def attack(
                 attacks_files.Target(port, web, root / "drop", source, ledger, MOST_MIB),
             )
             with watched(process.pid, port, cohort.path(cohort.instances[1]), root) as watch:
-                outcomes = dict(_outcomes(targets, tries, seed, leave_out))
-                with attacks_tls.target(root / "tls", bundle, recorded) as doors:
-                    outcomes["wrong certificates"] = attacks_tls.wrong_certificates(doors, max(1, tries // 1000))
+                jobs = {name: job for name, job in _jobs(targets, tries, seed) if name not in leave_out}
+                jobs["wrong certificates"] = partial(_strangers, root / "tls", bundle, recorded, max(1, tries // 1000))
+                with ThreadPoolExecutor(at_once) as pool:
+                    outcomes = dict(zip(jobs, pool.map(_run, jobs, jobs.values()), strict=True))
                 settled = wait_for(lambda: _settled(root), 300)
             alive = process.poll() is None
         finally:
@@ -171,16 +178,22 @@ def attack(
     return _summary(root, box, outcomes, watch, ledger, alive and settled)
 
 
-def _outcomes(
-    targets: tuple[Any, Any, Any], tries: int, seed: int, leave_out: Collection[str]
-) -> Iterator[tuple[str, Outcome]]:
-    yield "mutated associations", attacks_dicom.mutated(targets[0], tries, seed, senders=8)
-    yield "mutated HTTP requests", attacks_http.mutated(targets[1], tries, seed, senders=8)
+def _jobs(targets: tuple[Any, Any, Any], tries: int, seed: int) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    yield "mutated associations", partial(attacks_dicom.mutated, targets[0], tries, seed, senders=8)
+    yield "mutated HTTP requests", partial(attacks_http.mutated, targets[1], tries, seed, senders=8)
     for target, module in zip(targets, (attacks_dicom, attacks_http, attacks_files), strict=True):
         for name, (run, count) in module.ATTACKS.items():
-            if name not in leave_out:
-                print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
-                yield name, run(target, max(1, round(count * tries / 10_000)))
+            yield name, partial(run, target, max(1, round(count * tries / 10_000)))
+
+
+def _run(name: str, job: Callable[[], Outcome]) -> Outcome:
+    print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+    return job()
+
+
+def _strangers(root: Path, bundle: Path, recorded: Association, count: int) -> Outcome:
+    with attacks_tls.target(root, bundle, recorded) as doors:
+        return attacks_tls.wrong_certificates(doors, count)
 
 
 def _settled(root: Path) -> bool:
