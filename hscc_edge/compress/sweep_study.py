@@ -25,7 +25,7 @@ from hscc_edge.errors import ConfigError, extra
 with extra("workstation"):
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, Trial, TrialState
 
 GRID, SEARCH = "grid", "search"
@@ -84,9 +84,9 @@ def open_studies(out: Path, recipe: SweepRecipe, facts: Mapping[str, str]) -> St
 
 def _load(out: Path, recipe: SweepRecipe) -> Studies:
     path = str(out / JOURNAL)
-    lock = JournalFileOpenLock(path)
+    lock = JournalLock(path)
     _mend(Path(path), lock)
-    storage = JournalStorage(JournalFileBackend(path, lock_obj=lock))
+    storage = JournalStorage(JournalFileBackend(path, lock_obj=lock))  # type: ignore[arg-type]
     grid, search = (
         optuna.create_study(
             storage=storage, study_name=name, directions=["minimize"] * len(recipe.objectives), load_if_exists=True
@@ -96,7 +96,7 @@ def _load(out: Path, recipe: SweepRecipe) -> Studies:
     return Studies(out, recipe, storage, grid, search)
 
 
-def _mend(path: Path, lock: JournalFileOpenLock) -> None:
+def _mend(path: Path, lock: JournalLock) -> None:
     """Drop a last line that a power loss or a kill has torn: no later line could be read."""
     if not path.exists():
         return
@@ -157,6 +157,24 @@ def _queue(study: optuna.Study, wanted: Mapping[str, dict[str, Any]], drawn: Map
         if name not in there:
             family = f"{params.get('method', SEARCH)} {params['seed']}"
             study.enqueue_trial({**drawn.get(name, {}), **params}, user_attrs={"wanted": name, "family": family})
+
+
+class JournalLock:
+    """What optuna takes while it writes a line. Its own outlives a process that was killed, by half a minute."""
+
+    def __init__(self, journal: str) -> None:
+        self.path, self.held = Path(f"{journal}.lock"), ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            self.held = stack.pop_all()
+        return True
+
+    def release(self) -> None:
+        """Let others have it."""
+        self.held.pop_all().close()
 
 
 @contextmanager

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -28,12 +26,13 @@ from hscc_edge.compress import METHODS
 from hscc_edge.compress.front import front_of, pareto
 from hscc_edge.compress.front_page import render
 from hscc_edge.compress.problem import Settings
-from hscc_edge.compress.sweep import Sweep, run_sweep
+from hscc_edge.compress.sweep import Sweep, processes, run_sweep
 from hscc_edge.compress.sweep_recipe import completed, point_of, read_sweep
 from hscc_edge.compress.sweep_study import JOURNAL, Studies, claim, draw, open_studies, record, refuse, worker_name
 from hscc_edge.compress.sweep_trial import splits_of
 from hscc_edge.errors import BudgetError, ConfigError, HsccError, InputError
-from hscc_edge.model.load import load_network, weights_of
+from hscc_edge.model.load import weights_of
+from hscc_edge.model.zoo import build_network
 
 RECIPE = """
 name = "tiny"
@@ -73,15 +72,16 @@ def told(out: Path, recipe: Path) -> list[optuna.trial.FrozenTrial]:
 
 @pytest.fixture(scope="module")
 def alive(tmp_path_factory, dense) -> Path:
-    """The bundle with random weights, whose outputs depend on the image: a second of training leaves it nearly dead."""
-    bundle = read_bundle(dense)
-    network = load_network(bundle)
+    """The bundle half as wide, with random weights: a second of training leaves it nearly dead, whatever the image."""
+    spec = read_bundle(dense).spec
+    spec = dataclasses.replace(spec, network={**spec.network, "args": {**spec.network["args"], "width": 0.125}})
+    network = build_network(spec.network["name"], spec.input_shape[0], len(spec.labels), spec.network["args"])
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     out = tmp_path_factory.mktemp("alive") / "bundle"
-    write_bundle(out, bundle.spec, {WEIGHTS: weights_of(network)})
+    write_bundle(out, spec, {WEIGHTS: weights_of(network)})
     return out
 
 
@@ -90,18 +90,17 @@ def killed(tmp_path_factory, alive, phantom) -> tuple[Path, Path, list[optuna.tr
     """A sweep whose process was killed in the middle: (out, recipe, what was done)."""
     folder = tmp_path_factory.mktemp("killed")
     out, recipe = folder / "out", written(folder)
-    words = ["sweep", alive, "--recipe", recipe, "--cohort", phantom.root, "--out", out]
-    process = subprocess.Popen([sys.executable, "-m", "hscc_edge", *map(str, words)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = processes().Process(target=run_sweep, args=(Sweep(read_sweep(recipe), alive, phantom.root, out),))
+    process.start()
     journal, end = out / JOURNAL, time.monotonic() + 300
     finished = re.compile(rb'"op_code":6,[^\n]*"state":[13]')
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and process.is_alive():
         if journal.is_file() and len(finished.findall(journal.read_bytes())) >= 2:
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     done = told(out, recipe)
     assert 2 <= len(done) < len(WANTED)
     return out, recipe, done
@@ -194,6 +193,14 @@ def test_a_torn_line_is_dropped(tmp_path):
     journal.write_bytes(whole + b'{"op_code":4,"worker_id":"w')
     assert open_studies(tmp_path / "out", recipe, FACTS).left() == len(WANTED)
     assert journal.read_bytes().startswith(whole) and b'"worker_id":"w' not in journal.read_bytes()
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path, monkeypatch):
+    recipe = read_sweep(written(tmp_path))
+    open_studies(tmp_path / "out", recipe, FACTS)
+    (tmp_path / "out" / f"{JOURNAL}.lock").touch()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert open_studies(tmp_path / "out", recipe, FACTS).left() == len(WANTED)
 
 
 def test_a_dead_workers_trial_is_queued_anew_as_it_was_drawn_and_a_live_ones_is_not(tmp_path):

@@ -1,7 +1,6 @@
 """Engines of whole networks from a real builder, and the precision check on them.
 
-The images are small, and but for EfficientNet-B0 the networks are as shallow as their kind allows: building takes time
-by the number of layers.
+The images are small, and the networks are as shallow as their kind allows: building takes time by the number of layers.
 """
 
 from collections.abc import Callable
@@ -24,6 +23,12 @@ from hscc_edge.model.zoo import AlexNet, ViT
 from hscc_edge.runtime.engines import EngineFacts
 
 WHOLE = {"spatial_dims": 2, "in_channels": 1}
+# EfficientNet-B0's blocks, each once: kernels of 3 and 5, strides of 1 and 2, expanded and not.
+BLOCKS = [
+    "r1_k3_s11_e1_i32_o16_se0.25", "r1_k3_s22_e6_i16_o24_se0.25", "r1_k5_s22_e6_i24_o40_se0.25",
+    "r1_k3_s22_e6_i40_o80_se0.25", "r1_k5_s11_e6_i80_o112_se0.25", "r1_k5_s22_e6_i112_o192_se0.25",
+    "r1_k3_s11_e6_i192_o320_se0.25",
+]  # fmt: skip
 
 
 def hscc_alexnet() -> nn.Module:
@@ -53,10 +58,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (1, 32, 32),
     ),
-    "efficientnet-b0": (
-        lambda: nets.EfficientNetBN("efficientnet-b0", pretrained=False, **WHOLE, num_classes=3),
-        (1, 32, 32),
-    ),
+    "efficientnet": (lambda: nets.EfficientNet(BLOCKS, **WHOLE, num_classes=3), (1, 32, 32)),
     "seresnet": (lambda: nets.SEResNet50(layers=(1, 1, 1, 1), **WHOLE, num_classes=3), (1, 32, 32)),
     "vit": (
         lambda: ViT(1, 3, size=32, patch=16, hidden_size=48, mlp_dim=64, num_layers=2, num_heads=4),
