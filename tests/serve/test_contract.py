@@ -16,7 +16,7 @@ from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.results.storage_user import store
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def study(phantom):
     """The files of one study."""
     items = next(iter(phantom.cases("study").values()))
@@ -37,14 +37,23 @@ def reports_in(directory) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(path) for path in sorted(directory.glob("*.dcm"))]
 
 
-def test_a_study_becomes_one_conformant_report(tmp_path, study, dense, archive):
-    directory, port = archive
-    station = Box(tmp_path, dense, port)
-    with station.running() as own:
-        assert storescu(own, study) == set(study)
-        assert storescu(own, study[:1]) == set(study[:1])
-        assert wait_for(lambda: len(list(directory.glob("*.dcm"))) == 1)
-        time.sleep(1.0)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, study, dense):
+    """(box, the archive's directory) of a daemon that has reported on one study, and has ended."""
+    root = tmp_path_factory.mktemp("done")
+    directory = root / "archive"
+    with receive(directory) as port:
+        station = Box(root, dense, port)
+        with station.running() as own:
+            assert storescu(own, study) == set(study)
+            assert storescu(own, study[:1]) == set(study[:1])
+            assert wait_for(lambda: len(list(directory.glob("*.dcm"))) == 1)
+            time.sleep(1.0)
+    return station, directory
+
+
+def test_a_study_becomes_one_conformant_report(study, done):
+    station, directory = done
     (report,) = reports_in(directory)
     assert station.states() == {"reported": len(study)}
     assert (report.PreliminaryFlag, report.VerificationFlag, report.CompletionFlag) == (
@@ -178,18 +187,17 @@ def test_a_refused_report_becomes_a_dead_letter(tmp_path, study, dense):
     assert status["port"] > 0 and not kept
 
 
-def test_no_identifier_leaves_the_spool_and_the_journal(tmp_path, study, dense, archive):
+def test_no_identifier_leaves_the_spool_and_the_journal(study, done):
+    station, _ = done
+    state = station.root / "state"
     dataset = pydicom.dcmread(study[0])
     secrets = [
         str(dataset.PatientName.family_name), dataset.PatientID, dataset.AccessionNumber, dataset.StudyInstanceUID,
         dataset.SOPInstanceUID, dataset.SeriesInstanceUID,
     ]  # fmt: skip
-    station = Box(tmp_path, dense, archive[1])
-    with station.running() as own:
-        storescu(own, study)
-        assert wait_for(lambda: station.states() == {"reported": len(study)})
-    names = " ".join(str(path) for path in (tmp_path / "state").rglob("*"))
+    assert station.states() == {"reported": len(study)}
+    names = " ".join(str(path) for path in state.rglob("*"))
     for secret in secrets:
-        for text in (station.log.read_text(), (tmp_path / "state" / "daemon.json").read_text(), names):
+        for text in (station.log.read_text(), (state / "daemon.json").read_text(), names):
             assert secret not in text
-    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert state.stat().st_mode & 0o777 == 0o700
