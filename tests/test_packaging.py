@@ -78,12 +78,15 @@ def applies(line: str, target: dict[str, str]) -> bool:
 
 
 def resolve(wanted: list[str], python: str, scratch: Path) -> dict[str, list[str]]:
-    """Names of the wheels that pip chooses for the device, with what each requires."""
-    report = scratch / "report.json"
+    """Names of the wheels that pip chooses for the device, with what each requires; what it chose before stays so."""
+    report, pins = scratch / "report.json", scratch / "pins.txt"
+    before = [item["metadata"] for item in json.loads(report.read_text())["install"]] if report.exists() else []
+    pins.write_text("".join(f"{item['name']}=={item['version']}\n" for item in before))
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--only-binary=:all:",
          "--target", str(scratch / "target"), "--python-version", python, "--implementation", "cp",
-         "--report", str(report), *(word for platform in PLATFORMS for word in ("--platform", platform)), *wanted],
+         "--report", str(report), "--constraint", str(pins),
+         *(word for platform in PLATFORMS for word in ("--platform", platform)), *wanted],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -110,7 +113,7 @@ def test_every_device_dependency_has_a_wheel_for_aarch64(python, cuda, tmp_path)
     wanted = [line.partition(";")[0].strip() for line in needed] + [f"cuda-bindings=={cuda}.*"]
     chosen = resolve(wanted, python, tmp_path)
     if left_out := lacking(chosen, target):
-        chosen = resolve([*wanted, *left_out], python, tmp_path)
+        chosen |= resolve(left_out, python, tmp_path)
     assert not lacking(chosen, target)
     assert chosen.keys() >= {"numpy", "pydicom", "pynetdicom", "highdicom", "onnxruntime", "cuda-bindings"}
     assert not chosen.keys() & {"torch", "monai"}
