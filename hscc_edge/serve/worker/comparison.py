@@ -7,10 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri, rel_entr
+from numpy.typing import NDArray
 
 from hscc_edge.serve.journal import Journal
 
@@ -93,7 +94,7 @@ def compare(journal: Journal, active: str, shadow: str) -> Comparison:
 
 def wilson(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval (1927, JASA 22:209) of a share of `of` > 0 independent cases."""
-    z = float(ndtri((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     share, width = count / of, z * z / of
     centre = (share + width / 2) / (1 + width)
     half = math.sqrt(share * (1 - share) * width + width * width / 4) / (1 + width)
@@ -106,8 +107,13 @@ def _kl(first: list[float], second: list[float]) -> float:
         return 0.0
     p, q = (np.clip(np.asarray(values), 1e-6, 1 - 1e-6) for values in (first, second))
     if math.isclose(sum(first), 1.0, abs_tol=1e-3):
-        return float(rel_entr(p / p.sum(), q / q.sum()).sum())
-    return float((rel_entr(p, q) + rel_entr(1 - p, 1 - q)).sum())
+        return float(_relative(p / p.sum(), q / q.sum()))
+    return float(_relative(p, q) + _relative(1 - p, 1 - q))
+
+
+def _relative(p: NDArray[np.float64], q: NDArray[np.float64]) -> np.float64:
+    """Relative entropy of positive shares."""
+    return np.sum(p * np.log(p / q))
 
 
 def _said(label: str | None, probabilities: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, kolmogorov, rel_entr
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.serve.config import Drift
@@ -99,6 +98,8 @@ def distance(before: Sequence[Value], now: Sequence[Value]) -> tuple[float, floa
     Without drift the index is about chi squared times `1/n + 1/m` (Yurdakul and Naranjo 2020, Journal of Risk Model
     Validation 14(4)). A feature with few values is compared value by value, others in tenths of the reference.
     """
+    from scipy.special import chdtrc, kolmogorov, rel_entr  # 17 MB that a daemon without drift need not hold
+
     few = isinstance(before[0], str) or len(set(before)) <= BINS
     if few:
         first, second = (Counter(str(value) for value in values) for values in (before, now))
