@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup system lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # as root; about twenty minutes the first time, kept in build/arm64 (ARM64_ROOT)
 test-arm64: setup

@@ -36,6 +36,19 @@ scheme = "SCT"
 meaning = "Magnetic resonance imaging"
 """
 
+# The files that take longest, begun first: tests are shared out by file, and a long one begun last is waited for.
+LONGEST = (
+    "test_networks.py", "test_sweep.py", "test_pages.py", "test_kill.py", "test_contract.py", "test_remote.py",
+    "test_distill.py", "test_delivery.py", "test_faults.py", "test_extras.py", "test_gate.py",
+    "test_engine_networks.py", "test_packaging.py", "test_volumes.py", "test_sinks.py", "test_latency.py", "test_verbs.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the rest as they were."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
