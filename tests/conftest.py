@@ -40,7 +40,8 @@ meaning = "Magnetic resonance imaging"
 LONGEST = (
     "test_networks.py", "test_sweep.py", "test_pages.py", "test_kill.py", "test_contract.py", "test_remote.py",
     "test_distill.py", "test_delivery.py", "test_faults.py", "test_extras.py", "test_gate.py",
-    "test_engine_networks.py", "test_packaging.py", "test_volumes.py", "test_sinks.py", "test_latency.py", "test_verbs.py",
+    "test_engine_networks.py", "test_packaging.py", "test_volumes.py", "test_sinks.py", "test_latency.py",
+    "test_verbs.py",
 )  # fmt: skip
 
 
