@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
+TOGETHER := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 POINTS ?= 1000
 
-.PHONY: setup system demo lint test test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-all test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -31,7 +32,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup system lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) -m "not long"
+
+# with whole sweeps, recoveries and further kinds of network
+test-all: setup system lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER)
 
 # as root; about twenty minutes the first time, kept in build/arm64 (ARM64_ROOT)
 test-arm64: setup

@@ -44,11 +44,25 @@ LONGEST = (
     "test_verbs.py",
 )  # fmt: skip
 
+# What `make test` leaves to `make test-all`, so that it ends in a quarter of an hour on two slow cores.
+LONG = (
+    "test_networks.py::test_contract[Swin]", "test_networks.py::test_contract[EfficientNet-B0]",
+    "test_networks.py::test_contract[VGG16]", "test_networks.py::test_contract[ResNet of basic blocks]",
+    "test_networks.py::test_contract[SEResNet]", "test_networks.py::test_contract[3-D ResNet]",
+    "test_distill.py::test_kl_falls_on_unseen_images", "test_distill.py::test_every_structure_learns_in_every_region",
+    "compress/test_contract.py::test_a_plan_is_applied_again_and_edited",
+    "compress/test_contract.py::test_moves_never_end_worse",
+)  # fmt: skip
+LONG_FIXTURES = {"swept"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, the rest as they were."""
+    """Long files first, the rest as they were; what takes longest is marked."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    for item in items:
+        if any(name in item.nodeid for name in LONG) or LONG_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
