@@ -68,11 +68,13 @@ BINARY: dict[str, Any] = {
     "OL": WORD.encode() + b"ZZZZZ", "OV": WORD.encode() + b"ZZZZZ", "SV": -7071903137071903, "UV": 7071903137071903,
     "AT": 0x70719031, "US": 17071, "SS": -17071,
 }  # fmt: skip
-# What of these is looked for: words in any case, numbers where no digit stands beside them.
+# What of these is looked for: words in any case, numbers where no digit stands beside them, so that a random name in
+# hexadecimal is none.
 PATTERN = re.compile(
     "|".join(
         (
-            "zq7", re.escape(ROOT), f"(?<![0-9.]){DAY}", re.escape(TIME), rf"(?<!\d){NUMBER}(?!\d)", str(SIGNED), AGE,
+            "zq7", re.escape(ROOT), f"(?<![0-9.]){DAY}", re.escape(TIME), rf"(?<!\d){NUMBER}(?!\d)", str(SIGNED),
+            rf"(?<![0-9a-f]){AGE}(?![0-9a-f])",
             "70\\.719", "7071\\.90", "70719\\.5", "7071903137", "1884360753", "\u30bc\u30c3\u30c8",
         )
     ).encode(),
