@@ -49,9 +49,15 @@ LONG = (
     "test_networks.py::test_contract[Swin]", "test_networks.py::test_contract[EfficientNet-B0]",
     "test_networks.py::test_contract[VGG16]", "test_networks.py::test_contract[ResNet of basic blocks]",
     "test_networks.py::test_contract[SEResNet]", "test_networks.py::test_contract[3-D ResNet]",
-    "test_distill.py::test_kl_falls_on_unseen_images", "test_distill.py::test_every_structure_learns_in_every_region",
-    "compress/test_contract.py::test_a_plan_is_applied_again_and_edited",
-    "compress/test_contract.py::test_moves_never_end_worse",
+    "test_networks.py::test_contract[ResNet of bottlenecks]", "test_networks.py::test_contract[ViT]",
+    "test_distill.py::", "compress/test_contract.py::test_a_plan_is_applied_again_and_edited",
+    "compress/test_contract.py::test_moves_never_end_worse", "compress/test_calibration.py::test_a_chosen_file",
+    "compress/test_contract.py::test_a_contract_ends_in_a_bundle_or_a_gate", "cli/test_volumes.py::",
+    "export/test_remote.py::test_a_verb_s_own_message", "export/test_remote.py::test_what_goes_wrong_there",
+    "test_faults.py::test_an_archive_in_any_mood", "test_packaging.py::test_every_device_dependency_has_a_wheel",
+    "test_extras.py::test_a_verb_without_its_extra", "test_onnx_dropin.py::test_sizes_that_vary",
+    "data/test_shortcut.py::test_noise_is_no_evidence", "data/test_leakage.py::test_near_duplicates_across_splits",
+    "cli/test_import.py::test_a_keras_style_model_all_the_way", "test_finetune.py::",
 )  # fmt: skip
 LONG_FIXTURES = {"swept"}
 
