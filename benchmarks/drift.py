@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from small_model import recipe, trained
 from typer.main import get_command
 
 from hscc_edge import durable
@@ -43,33 +44,7 @@ from hscc_edge.serve.worker.drift import Watch
 from hscc_edge.validate.drift import DRIFT
 from hscc_edge.validate.machine import machine_facts
 
-RECIPE = """
-name = "drift"
-preprocess = [
-  { name = "percentile", lower = 1.0, upper = 99.0 },
-  { name = "resize", height = 64, width = 64 },
-  { name = "channels", count = 1 },
-  { name = "normalise", mean = [0.3], std = [0.25] },
-]
-[network]
-name = "alexnet"
-args = { pool = 3, hidden = 128, dropout = 0.0, he = true }
-[decision]
-unit = "study"
-[train]
-epochs = 20
-batch_size = 16
-learning_rate = 7e-4
-seed = 3
-[site]
-value = "12738006"
-scheme = "SCT"
-meaning = "Brain"
-[procedure]
-value = "113091000"
-scheme = "SCT"
-meaning = "Magnetic resonance imaging"
-"""
+ALEXNET = "{ pool = 3, hidden = 128, dropout = 0.0, he = true }"
 SHM = Path("/dev/shm")  # nothing of a stream need outlive it, and a disk would wait for every commit
 WINDOWS = (100, 200, 400)
 Pixels = NDArray[np.float32]
@@ -143,14 +118,13 @@ def prepare(scratch: Path, patients: int) -> tuple[Bundle, Cohort]:
     """A calibrated bundle, and the cohort of a hospital that it has not seen."""
     for seed, name in enumerate(("own", "calibration", "hospital")):
         write_phantom(scratch / name, patients=patients, slices=2, size=64, seed=seed)
-    (scratch / "drift.toml").write_text(RECIPE, encoding="utf-8")
-    bundle, cohort = str(scratch / "bundle"), str(scratch / "own")
-    for words in (
-        ["train", str(scratch / "drift.toml"), "--cohort", cohort, "--out", bundle],
-        ["export", bundle, "--cohort", cohort, "--images", "8", "--precision", "fp32"],
-        ["calibrate", bundle, "--cohort", str(scratch / "calibration"), "--split", "train"],
-    ):
-        get_command(app).main(words, standalone_mode=False)
+    text = recipe("drift", ALEXNET, minimum_images=1, train="epochs = 20\nlearning_rate = 7e-4")
+    (scratch / "drift.toml").write_text(text, encoding="utf-8")
+    bundle = trained(
+        scratch / "drift.toml", scratch / "own", scratch / "bundle", "--images", "8", "--precision", "fp32"
+    )
+    words = ["calibrate", str(bundle), "--cohort", str(scratch / "calibration"), "--split", "train"]
+    get_command(app).main(words, standalone_mode=False)
     return read_bundle(scratch / "bundle"), read_cohort(scratch / "hospital")
 
 

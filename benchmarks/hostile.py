@@ -41,10 +41,10 @@ import attacks_tls
 from attacks_dicom import Ledger, Outcome
 from box import Box, storescu, wait_for
 from pdu_mutations import Association, record
-from soak_models import small_bundles
+from soak_models import add_arguments, given
 
 from hscc_edge import durable
-from hscc_edge.data.cohort import Cohort, read_cohort
+from hscc_edge.data.cohort import Cohort
 from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.instances import TERMINAL
 from hscc_edge.serve.web.accounts import OPERATOR, accounts_file, add_account
@@ -265,17 +265,15 @@ def broken(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Write hostile.json and print it; exit 1 if something is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="with --cohort: without them small ones are made")
-    parser.add_argument("--cohort", type=Path)
+    add_arguments(parser)
     parser.add_argument("--tries", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--out", type=Path, default=Path("results/hostile"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        root, small = Path(scratch), Path(scratch) / "small"
-        bundle = arguments.bundle or small_bundles(small).bundle
-        cohort = read_cohort(arguments.cohort or small / "cohort")
-        found = attack(root, cohort, bundle.resolve(), arguments.tries, arguments.seed)
+        root = Path(scratch)
+        bundle, cohort = given(arguments, root / "small")
+        found = attack(root, cohort, bundle, arguments.tries, arguments.seed)
         durable.write_bytes(arguments.out / "daemon.log", (root / "daemon.log").read_bytes())
     machine = {
         "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),

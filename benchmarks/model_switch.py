@@ -23,47 +23,19 @@ from statistics import median
 from typing import Any
 
 import pydicom
-from typer.main import get_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
 from box import Box, storescu, wait_for
+from small_model import recipe, trained
 
 from hscc_edge import durable
 from hscc_edge.bundle import read_bundle, rewrite
-from hscc_edge.cli import app
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.data.phantom import write_phantom
 from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.instances import TERMINAL
 from hscc_edge.validate.machine import machine_facts
-
-RECIPE = """
-name = "tiny"
-preprocess = [
-  { name = "percentile", lower = 1.0, upper = 99.0 },
-  { name = "resize", height = 64, width = 64 },
-  { name = "channels", count = 1 },
-  { name = "normalise", mean = [0.3], std = [0.25] },
-]
-[network]
-name = "alexnet"
-args = { pool = 1, hidden = 32, dropout = 0.0 }
-[decision]
-unit = "study"
-[train]
-epochs = 1
-batch_size = 16
-seed = 3
-[site]
-value = "12738006"
-scheme = "SCT"
-meaning = "Brain"
-[procedure]
-value = "113091000"
-scheme = "SCT"
-meaning = "Magnetic resonance imaging"
-"""
 
 
 def main() -> None:
@@ -103,13 +75,8 @@ def switched(root: Path, studies: int, switches: int) -> dict[str, Any]:
 def prepare(root: Path, studies: int) -> tuple[Cohort, Path, Path]:
     """Studies, a bundle, and a later version that is less sure."""
     cohort = write_phantom(root / "cohort", patients=studies, slices=3, size=64, seed=1)
-    (root / "tiny.toml").write_text(RECIPE, encoding="utf-8")
-    paths = {name: str(root / name) for name in ("tiny.toml", "cohort", "first")}
-    for words in (
-        ["train", paths["tiny.toml"], "--cohort", paths["cohort"], "--out", paths["first"]],
-        ["export", paths["first"], "--cohort", paths["cohort"], "--images", "8", "--precision", "fp32"],
-    ):
-        get_command(app).main(words, standalone_mode=False)
+    (root / "tiny.toml").write_text(recipe(), encoding="utf-8")
+    trained(root / "tiny.toml", cohort.root, root / "first", "--images", "8", "--precision", "fp32")
     shutil.copytree(root / "first", root / "second")
     found = read_bundle(root / "second")
     rewrite(found, {}, decision={**found.spec.decision, "temperature": 3.0})

@@ -34,7 +34,7 @@ import mutations
 import pydicom
 from pydicom import uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
-from soak_models import small_bundles
+from soak_models import add_arguments, given
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
@@ -43,7 +43,7 @@ from box import Box, storescu, wait_for
 
 from hscc_edge import durable
 from hscc_edge.cli import app
-from hscc_edge.data.cohort import Cohort, read_cohort
+from hscc_edge.data.cohort import Cohort
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.config_file import read_config
 from hscc_edge.serve.doors.receiver import receive
@@ -351,17 +351,14 @@ def _is_settled(root: Path) -> bool:
 def main() -> None:
     """Write sentinels.json and print it; exit 1 if one was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="with --cohort: without them small ones are made")
-    parser.add_argument("--cohort", type=Path)
+    add_arguments(parser)
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--out", type=Path, default=Path("results/hostile"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        small = Path(scratch) / "small"
-        bundle = arguments.bundle or small_bundles(small).bundle
-        cohort = read_cohort(arguments.cohort or small / "cohort")
-        found = run(Path(scratch), cohort, bundle.resolve(), arguments.studies, arguments.seed)
+        bundle, cohort = given(arguments, Path(scratch) / "small")
+        found = run(Path(scratch), cohort, bundle, arguments.studies, arguments.seed)
     found = {"date": time.strftime("%Y-%m-%d"), "seed": arguments.seed, **found}
     durable.write_json(arguments.out / "sentinels.json", found)
     print(json.dumps(found, indent=2))

@@ -3,38 +3,12 @@
 from pathlib import Path
 
 import pytest
+from small_model import recipe as small_recipe
+from small_model import trained
 from sshd import running, station  # noqa: F401
 
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.data.phantom import write_phantom
-
-RECIPE = """
-name = "tiny"
-preprocess = [
-  { name = "percentile", lower = 1.0, upper = 99.0 },
-  { name = "resize", height = 64, width = 64 },
-  { name = "channels", count = 1 },
-  { name = "normalise", mean = [0.3], std = [0.25] },
-]
-[network]
-name = "alexnet"
-args = { pool = 1, hidden = 32, dropout = 0.0, width = 0.25 }
-[decision]
-unit = "study"
-minimum_images = 2
-[train]
-epochs = 1
-batch_size = 16
-seed = 3
-[site]
-value = "12738006"
-scheme = "SCT"
-meaning = "Brain"
-[procedure]
-value = "113091000"
-scheme = "SCT"
-meaning = "Magnetic resonance imaging"
-"""
 
 # The files that take longest, begun first: tests are shared out by file, and a long one begun last is waited for.
 LONGEST = (
@@ -83,21 +57,11 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training recipe that takes seconds."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE)
+    path.write_text(small_recipe())
     return path
 
 
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory, phantom: Cohort, recipe: Path) -> Path:
     """A trained and exported bundle. Treat it as read-only."""
-    from typer.main import get_command
-
-    from hscc_edge.cli import app
-
-    out = tmp_path_factory.mktemp("dense") / "bundle"
-    for words in (
-        ["train", str(recipe), "--cohort", str(phantom.root), "--out", str(out)],
-        ["export", str(out), "--cohort", str(phantom.root), "--images", "4"],
-    ):
-        get_command(app).main(words, standalone_mode=False)
-    return out
+    return trained(recipe, phantom.root, tmp_path_factory.mktemp("dense") / "bundle", "--images", "4")
