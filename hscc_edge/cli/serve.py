@@ -33,10 +33,11 @@ def serve(
 
     output = Output(as_json)
     if health:
-        alive = liveness(read_config(config))
+        parsed = read_config(config)
+        alive = liveness(parsed)
         if not alive.well:
             raise StorageError(alive.faults[0])
-        ready = readiness(visit(read_config(config)))
+        ready = readiness(visit(parsed))
         output.say("alive and ready" if ready.well else f"alive, but not ready: {'; '.join(ready.faults)}")
         output.result({"alive": True, "ready": ready.well, "faults": list(ready.faults)})
         return
