@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.errors import EngineError
@@ -12,6 +13,7 @@ from hscc_edge.serve.station import Station
 from hscc_edge.serve.worker.inference import Inference, InferenceFailed, inference_of
 
 LOG = logging.getLogger(__name__)
+Opening = Callable[[Station, Bundle], Inference]
 
 
 def tested(station: Station, bundle: Bundle) -> None:
@@ -22,15 +24,21 @@ def tested(station: Station, bundle: Bundle) -> None:
         EngineError: if the network does not open, or the test fails.
     """
     check_codes(bundle)
-    inference = inference_of(station, bundle)
+    opened(station, bundle).close()
+
+
+def opened(station: Station, bundle: Bundle, opening: Opening = inference_of) -> Inference:
+    """A bundle's network in a process of its own that has passed the test; raises as `tested` does."""
+    inference = opening(station, bundle)
     try:
-        test(station, bundle, inference)
-    finally:
+        _test(station, bundle, inference)
+    except BaseException:
         inference.close()
+        raise
+    return inference
 
 
-def test(station: Station, bundle: Bundle, inference: Inference) -> None:
-    """Test an open network; raises as `tested` does."""
+def _test(station: Station, bundle: Bundle, inference: Inference) -> None:
     reference = read_reference(bundle)
     started = inference.start()
     try:

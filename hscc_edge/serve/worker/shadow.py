@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from hscc_edge.bundle import Bundle
 from hscc_edge.errors import HsccError
 from hscc_edge.serve.instances import of_study
 from hscc_edge.serve.journal import Journal
@@ -18,10 +17,10 @@ from hscc_edge.serve.observations import Observation, Observed, record
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.worker import models
 from hscc_edge.serve.worker.ending import observation
-from hscc_edge.serve.worker.inference import Inference, InferenceUnavailable
+from hscc_edge.serve.worker.inference import InferenceUnavailable
 from hscc_edge.serve.worker.lane import Lane
 from hscc_edge.serve.worker.reading import Reader
-from hscc_edge.serve.worker.reference import test
+from hscc_edge.serve.worker.reference import Opening, opened
 
 LOG = logging.getLogger(__name__)
 PAUSE_S = 60.0
@@ -30,9 +29,7 @@ PAUSE_S = 60.0
 class Shadows:
     """The candidates of every served name."""
 
-    def __init__(
-        self, station: Station, journal: Journal, reader: Reader, opening: Callable[[Station, Bundle], Inference]
-    ) -> None:
+    def __init__(self, station: Station, journal: Journal, reader: Reader, opening: Opening) -> None:
         self._station, self._journal, self._reader, self._opening = station, journal, reader, opening
         self._lanes: dict[str, Lane] = {}
         self._not_before = 0.0
@@ -61,12 +58,7 @@ class Shadows:
     def _open(self, model: models.Model) -> None:
         try:
             bundle = models.load(self._station, model)
-            inference = self._opening(self._station, bundle)
-            try:
-                test(self._station, bundle, inference)
-            except BaseException:
-                inference.close()
-                raise
+            inference = opened(self._station, bundle, self._opening)
         except HsccError as error:
             LOG.error("event=shadow_failed model=%s reason=%s", model.digest[:12], type(error).__name__)
             return

@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hscc_edge.bundle import Bundle
@@ -27,11 +27,11 @@ from hscc_edge.serve.studies import Due, StaleReport
 from hscc_edge.serve.worker import models
 from hscc_edge.serve.worker.drift import Watch
 from hscc_edge.serve.worker.ending import Ending, ending
-from hscc_edge.serve.worker.inference import Inference, InferenceUnavailable, inference_of
+from hscc_edge.serve.worker.inference import InferenceUnavailable, inference_of
 from hscc_edge.serve.worker.lane import Lane
 from hscc_edge.serve.worker.models import FAILED
 from hscc_edge.serve.worker.reading import Reader, Reading
-from hscc_edge.serve.worker.reference import test, tested
+from hscc_edge.serve.worker.reference import Opening, opened, tested
 from hscc_edge.serve.worker.shadow import Shadows
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ ATTEMPTS, MOST_CRASHES = 2, 50
 FEWEST_STUDIES = 20
 WORKER_DIED, TEST_FAILED = "failed: the worker died", "the self-test failed"
 REMOVED = "came after retention had removed files of its study: send the whole study again"
-Opening = Callable[[Station, Bundle], Inference]
 
 
 def ready(station: Station, journal: Journal) -> list[Bundle]:
@@ -162,12 +161,7 @@ class Worker:
     def _switch(self, model: models.Model) -> None:
         try:
             bundle = models.load(self._station, model)
-            inference = self._opening(self._station, bundle)
-            try:
-                test(self._station, bundle, inference)
-            except BaseException:
-                inference.close()
-                raise
+            inference = opened(self._station, bundle, self._opening)
         except HsccError as error:
             LOG.error("event=model_failed model=%s reason=%s", model.digest[:12], type(error).__name__)
             if model.name not in self._lanes and isinstance(error, InferenceUnavailable):
