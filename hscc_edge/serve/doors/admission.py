@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import threading
-import time
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +26,7 @@ from hscc_edge.serve.doors.content import (
     read_headers,
     same_data_set,
 )  # fmt: skip
-from hscc_edge.serve.instances import Receipt, restore, versions
+from hscc_edge.serve.instances import RECEIVED, Receipt, counts, restore, versions
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.route import priority as routed_priority
 from hscc_edge.serve.spool import Spool
@@ -38,7 +36,6 @@ from hscc_edge.serve.studies import PRIORITIES
 LOG = logging.getLogger(__name__)
 SUCCESS, NO_RESOURCES, CLASS_MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 MOST_TO_COMPARE, MOST_VERSIONS = 64 << 20, 4  # bytes of an object, and how many that came under one UID
-LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,6 @@ class Admission:
         routed = (keyword for route in self._config.route for keyword in route.when)
         self._keywords = tuple(dict.fromkeys((*IDENTIFIERS, EXPECTED, PRIORITY, *routed)))
         self._committer = Committer(station.journal(), spool)
-        self._lock, self._looked, self._waits = threading.Lock(), -LOOK_EVERY_S, False
 
     def close(self) -> None:
         """Commit what waits, then end."""
@@ -93,7 +89,7 @@ class Admission:
             return Verdict(NO_RESOURCES, "object too large")
         if self._spool.free_mib() < self._config.reserve_mib:
             return Verdict(NO_RESOURCES, "disk reserve")
-        if self._is_full():
+        if counts(self._journal).get(RECEIVED, 0) >= self._config.max_waiting:
             return Verdict(NO_RESOURCES, "too many waiting")
         return None
 
@@ -200,16 +196,6 @@ class Admission:
             raise
         self._spool.drop(name)
         return "known"
-
-    def _is_full(self) -> bool:
-        """Whether as many instances as may wait for work do so; looked up twice a second, since it takes a count."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._looked >= LOOK_EVERY_S:
-                self._looked = now
-                waiting = self._journal.read("SELECT COUNT(*) FROM instances WHERE state = 'received'")[0][0]
-                self._waits = waiting >= self._config.max_waiting
-            return self._waits
 
 
 def discard(draft: Path) -> None:
