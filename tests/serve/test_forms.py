@@ -74,6 +74,14 @@ def test_deliveries_without_other_forms_do_not_read_the_report(tmp_path):
     assert item.content is None
 
 
+def test_a_form_is_made_once_for_all_its_destinations(tmp_path, monkeypatch):
+    places = [Destination(name=name, forms=("comprehensive-3d-sr", "enhanced-sr")) for name in ("one", "two")]
+    make, reports = FORMS["enhanced-sr"], []
+    monkeypatch.setitem(FORMS, "enhanced-sr", lambda result: reports.append(result) or make(result))
+    _, one, _, two = deliveries(Desk(tmp_path, *places).station.config, report())
+    assert len(reports) == 1 and one.content == two.content and one.content is not None
+
+
 def test_the_picture_shows_the_words_and_names_nobody():
     made = FORMS["secondary-capture"](read_result(report()))
     dataset = pydicom.dcmread(BytesIO(made.content))

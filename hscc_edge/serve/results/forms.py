@@ -14,6 +14,8 @@ from hscc_edge.serve.results.result import Result, read_result
 from hscc_edge.serve.results.secondary_capture import secondary_capture
 from hscc_edge.serve.results.sr import enhanced, file_of
 
+PLAIN = "comprehensive-3d-sr"  # the report itself
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -37,7 +39,7 @@ def _enhanced(result: Result) -> Made:
 
 
 FORMS: dict[str, Callable[[Result], Made]] = {
-    "comprehensive-3d-sr": _comprehensive,
+    PLAIN: _comprehensive,
     "enhanced-sr": _enhanced,
     "secondary-capture": lambda result: Made(*secondary_capture(result)),
     "key-object": lambda result: Made(*key_object(result)),
@@ -54,11 +56,8 @@ def wanted(destination: Destination) -> tuple[str, ...]:
 def deliveries(config: Config, report: bytes) -> list[NewDelivery]:
     """What is to be sent for a report (an SR that `sr` made), to every destination, with its bytes."""
     asked = [(item.name, form) for item in config.destination for form in wanted(item)]
-    result = read_result(report) if any(form != "comprehensive-3d-sr" for _, form in asked) else None
-    made = {form: FORMS[form](result) for _, form in asked if result is not None}
-    plain = Made(None, None)
-    return [NewDelivery(name, form, *_of(made.get(form, plain))) for name, form in asked]
-
-
-def _of(made: Made) -> tuple[str | None, bytes | None]:
-    return made.sop, made.content
+    made = {PLAIN: Made(None, None)}
+    if others := dict.fromkeys(form for _, form in asked if form != PLAIN):
+        result = read_result(report)
+        made |= {form: FORMS[form](result) for form in others}
+    return [NewDelivery(name, form, made[form].sop, made[form].content) for name, form in asked]
