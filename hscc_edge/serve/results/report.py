@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pydicom
 
@@ -61,7 +60,8 @@ def next_report(
             {"label": found.label, "probabilities": found.probabilities, "reason": found.reason} for found, _ in pairs
         ]
     }
-    return _new(config, model, bundle.digest, str(uid), content, result, old)
+    sent, predecessor = deliveries(config, content), old.sop if old else None
+    return NewReport(model, bundle.digest, str(uid), content, result, sent, predecessor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,5 @@ def withdrawal(config: Config, model: str, digest: str, sop: str, content: bytes
     """The report that takes back another one and says why."""
     uid = derived_uid("withdrawn", sop, reason)
     result = {"cases": [{"label": None, "probabilities": [], "reason": reason}], "withdrawn": True}
-    return _new(config, model, digest, str(uid), withdraw(content, reason, uid), result, _Current(sop, content, "", ""))
-
-
-def _new(
-    config: Config, model: str, digest: str, sop: str, content: bytes, result: Mapping[str, Any], old: _Current | None
-) -> NewReport:
-    return NewReport(
-        model, digest, sop, content, result, deliveries(config, content), predecessor=old.sop if old else None
-    )
+    notice = withdraw(content, reason, uid)
+    return NewReport(model, digest, str(uid), notice, result, deliveries(config, notice), sop)
