@@ -49,7 +49,6 @@ CREATE TABLE IF NOT EXISTS deliveries (
     reason TEXT, asked TEXT, sent REAL, ended REAL, UNIQUE (report, destination, form));
 CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (destination, state, id)
     WHERE state IN ('pending', 'stored');
-CREATE INDEX IF NOT EXISTS reports_study ON reports (study);
 CREATE INDEX IF NOT EXISTS deliveries_dead ON deliveries (state) WHERE state = 'dead';
 CREATE TABLE IF NOT EXISTS asks (
     transaction_uid TEXT NOT NULL, delivery INTEGER NOT NULL REFERENCES deliveries,
@@ -140,9 +139,7 @@ class Journal:
     def set_fact(self, name: str, value: str) -> None:
         """Keep a named text."""
         with self.transaction() as db:
-            db.execute(
-                "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value)
-            )
+            put_fact(db, name, value)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that has no row of its own elsewhere, such as refused instances."""
@@ -161,10 +158,15 @@ class Journal:
             db.execute("UPDATE studies SET last_tick = ?, not_before = 0", (ticks(),))
             db.execute("UPDATE deliveries SET next_tick = 0")
             db.execute("UPDATE promises SET next_tick = 0")
-            db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
+            put_fact(db, "boot", boot)
 
     def close(self) -> None:
         """Checkpoint and close."""
         with self._lock:
             self._db.close()
             os.close(self._turn)
+
+
+def put_fact(db: sqlite3.Connection, name: str, value: str) -> None:
+    """Keep a named text, inside a transaction."""
+    db.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))

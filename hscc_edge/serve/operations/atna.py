@@ -22,7 +22,7 @@ from pydicom.errors import InvalidDicomError
 from hscc_edge.errors import HsccError
 from hscc_edge.serve import audit
 from hscc_edge.serve.config import Config
-from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.journal import Journal, put_fact
 from hscc_edge.serve.operations import audit_message as message
 from hscc_edge.serve.operations.audit_message import Event, Node, Participant, Subject
 from hscc_edge.serve.operations.syslog import Sender, frame
@@ -62,8 +62,8 @@ def collect(station: Station, journal: Journal) -> int:
         return 0
     with journal.transaction() as db:
         enqueue(db, made)
-        _mark(db, EVENTS, str(rows[-1][0] if rows else last))
-        _mark(db, LINES, f"{new_seq} {new_end}")
+        put_fact(db, EVENTS, str(rows[-1][0] if rows else last))
+        put_fact(db, LINES, f"{new_seq} {new_end}")
     return len(made)
 
 
@@ -224,7 +224,3 @@ def _patient(source: Path | BytesIO) -> tuple[str, str] | None:
 
 def _class(source: BytesIO) -> str:
     return str(pydicom.dcmread(source, stop_before_pixels=True, specific_tags=NAMED).get("SOPClassUID", ""))
-
-
-def _mark(db: sqlite3.Connection, name: str, value: str) -> None:
-    db.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))

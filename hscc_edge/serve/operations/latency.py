@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.journal import Journal, put_fact
 
 BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0)
 MARKER = "latency_event"
@@ -48,9 +48,7 @@ def absorb(journal: Journal, limit: int = 500) -> int:
             added[f"latency|{stage}|{destination}|ms"] += round(seconds * 1000)
     with journal.transaction() as db:
         _add(db, added)
-        db.execute(
-            "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (MARKER, rows[-1][0])
-        )
+        put_fact(db, MARKER, str(rows[-1][0]))
     return len(rows)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.serve.config import Drift
-from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.journal import Journal, put_fact
 from hscc_edge.serve.timeline import note
 from hscc_edge.validate.drift import DRIFT, ENERGY, SCORE, parse_familiar
 
@@ -160,10 +160,7 @@ class Watch:
             "features": [shift.feature for shift in found.drifted],
         }  # fmt: skip
         with self._journal.transaction() as db:
-            db.execute(
-                "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-                (fact_of(self._name), json.dumps(state)),
-            )
+            put_fact(db, fact_of(self._name), json.dumps(state))
             if new:
                 note(db, None, "drift", model=self._name, reason=reason)
         return reason if new else None
