@@ -82,8 +82,7 @@ class Spool:
 
     def free_mib(self) -> int:
         """Free space of the volume."""
-        found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize >> 20
+        return shutil.disk_usage(self.root).free >> 20
 
     def sweep(self, known: set[str]) -> int:
         """Remove what a crash left: drafts, and files whose row was never committed, hence never acknowledged."""

@@ -65,7 +65,11 @@ class _Arrival:
 
 
 class Admission:
-    """Made once in each process that has a door; its threads share it."""
+    """Made once in each process that has a door; its threads share it.
+
+    Attributes:
+        most_bytes: of one object.
+    """
 
     def __init__(self, station: Station, journal: Journal, spool: Spool) -> None:
         """Begin; `journal` is only read from here, commits have a connection of their own."""
@@ -73,6 +77,7 @@ class Admission:
         self._syntaxes = frozenset(contexts.syntaxes(self._config.dicom.transfer_syntaxes))
         routed = (keyword for route in self._config.route for keyword in route.when)
         self._keywords = tuple(dict.fromkeys((*IDENTIFIERS, EXPECTED, PRIORITY, *routed)))
+        self.most_bytes = self._config.dicom.max_object_mib << 20
         self._committer = Committer(station.journal(), spool)
 
     def close(self) -> None:
@@ -85,13 +90,17 @@ class Admission:
 
     def refusal(self, size: int) -> Verdict | None:
         """Why an object of so many bytes, or more, is not to be taken in now; None if it may be."""
-        if size > self._config.dicom.max_object_mib << 20:
+        if size > self.most_bytes:
             return Verdict(NO_RESOURCES, "object too large")
-        if self._spool.free_mib() < self._config.reserve_mib:
+        if not self.has_room():
             return Verdict(NO_RESOURCES, "disk reserve")
         if counts(self._journal).get(RECEIVED, 0) >= self._config.max_waiting:
             return Verdict(NO_RESOURCES, "too many waiting")
         return None
+
+    def has_room(self, more: int = 0) -> bool:
+        """Whether so many more bytes leave the disk its reserve."""
+        return self._spool.free_mib() - (more >> 20) >= self._config.reserve_mib
 
     def refuse(self, verdict: Verdict, door: str) -> Verdict:
         """Log and count a refusal; returns it."""

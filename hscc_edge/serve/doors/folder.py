@@ -109,11 +109,11 @@ class Watch:
     def _take(self, entry: Entry, known: Seen) -> int:
         if not entry.regular:
             return self._refuse(entry, known, "not a file: links and special files are not followed")
-        if entry.shape[2] > self._station.config.dicom.max_object_mib << 20:
+        if entry.shape[2] > self._admission.most_bytes:
             return self._refuse(entry, known, "larger than max_object_mib in [dicom]")
         draft, first_byte = self._spool.draft(), time.time()
         try:
-            if self._spool.free_mib() - (entry.shape[2] >> 20) < self._station.config.reserve_mib:
+            if not self._admission.has_room(entry.shape[2]):
                 verdict = Verdict(NO_RESOURCES, "disk reserve")
             elif not _copy(entry, draft):
                 return 0

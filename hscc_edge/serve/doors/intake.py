@@ -203,9 +203,9 @@ class _Visit:
 
     def open_draft(self, request: StoreRequest) -> Draft:
         """Where the object goes that a C-STORE request announces."""
-        most = self._intake._config.dicom.max_object_mib << 20
+        admission = self._intake._admission
         head = head_of(request.sop_class, request.sop, request.syntax)
-        draft = Draft(self._intake._spool.draft(), head, self._intake._admission.refusal, most)
+        draft = Draft(self._intake._spool.draft(), head, admission.refusal, admission.most_bytes)
         if not UID.fullmatch(request.sop_class) or not UID.fullmatch(request.sop):
             draft.refused = Verdict(NOT_UNDERSTOOD, "UIDs")
         return draft

@@ -84,7 +84,7 @@ class _Door:
     async def _store(self, request: Request) -> Response:
         boundary = boundary_of(request.headers.get("content-type", "")) or b""
         try:
-            parts = Parts(boundary, self._draft, self._config.dicom.max_object_mib << 20)
+            parts = Parts(boundary, self._draft, self._admission.most_bytes)
         except DicomError as error:
             return _refuse(400, str(error))
         try:
@@ -155,7 +155,7 @@ class _Door:
         return None
 
     def _draft(self) -> Path:
-        if self._spool.free_mib() < self._config.reserve_mib:
+        if not self._admission.has_room():
             raise OSError(errno.ENOSPC, "below the reserve")
         return self._spool.draft()
 
@@ -168,8 +168,7 @@ class _Door:
         if not _takes_json(request.headers.get("accept", "*/*")):
             return _refuse(406, f"the answer is {JSON}: accept that")
         length = request.headers.get("content-length", "0")
-        announced_mib = int(length) >> 20 if length.isdecimal() and len(length) < 20 else 0
-        if self._spool.free_mib() - announced_mib < self._config.reserve_mib:
+        if not self._admission.has_room(int(length) if length.isdecimal() and len(length) < 20 else 0):
             return _refuse(503, "the disk has no room for it: send it later", RETRY_AFTER)
         if self._requests >= self._config.dicom.max_associations:
             return _refuse(503, "too many requests at once: send it later", RETRY_AFTER)
