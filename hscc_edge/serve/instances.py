@@ -147,17 +147,6 @@ def any_removed(journal: Journal, study: str) -> bool:
     return bool(journal.read("SELECT 1 FROM instances WHERE study = ? AND removed IS NOT NULL LIMIT 1", (study,)))
 
 
-def aside(journal: Journal, limit: int = 1000) -> list[tuple[str, Instance]]:
-    """(study's key, instance) of what ended without a result, newest first: the quarantine."""
-    columns = ", ".join(f"instances.{name}" for name in COLUMNS.split(", "))
-    rows = journal.read(
-        f"SELECT studies.key, {columns} FROM instances JOIN studies ON uid = study "
-        "WHERE state IN (?, ?) ORDER BY instances.id DESC LIMIT ?",
-        (NO_RESULT, CONFLICT, limit),
-    )
-    return [(row[0], Instance(*row[1:])) for row in rows]
-
-
 def counts(journal: Journal) -> dict[str, int]:
     """Instances by state."""
     return by_state(journal, "instances")

@@ -166,14 +166,6 @@ def supersede(db: Any, study: str, report: NewReport) -> bool:
     return True
 
 
-def current_report(journal: Journal, study: str, model: str) -> tuple[str, bytes] | None:
-    """(SOP Instance UID, SR) of the study's current report by a model."""
-    rows = journal.read(
-        "SELECT sop, content FROM reports WHERE study = ? AND model = ? AND current = 1", (study, model)
-    )
-    return (str(rows[0][0]), bytes(rows[0][1])) if rows else None
-
-
 def uid_of(journal: Journal, key: str) -> str | None:
     """The Study Instance UID that a keyed hash stands for."""
     rows = journal.read("SELECT uid FROM studies WHERE key = ?", (key,))

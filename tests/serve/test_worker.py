@@ -15,7 +15,6 @@ from hscc_edge.runtime.startup import Started
 from hscc_edge.serve import studies
 from hscc_edge.serve.config import Route
 from hscc_edge.serve.instances import NO_RESULT, REPORTED
-from hscc_edge.serve.studies import current_report
 from hscc_edge.serve.worker.lane import Input
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
@@ -43,7 +42,8 @@ def test_studies_share_batches_and_decide_as_alone(bench, phantom):
     uids = [made.put(slices(phantom, str(number), 3, 3 * number)) for number in range(1, 4)]
     assert made.work() == 3
     assert made.sizes() == [4, 2, 3]
-    shared = [numbers(current_report(made.journal, uid, "tiny")[1]) for uid in uids]
+    current = "SELECT content FROM reports WHERE study = ? AND model = 'tiny' AND current = 1"
+    shared = [numbers(content) for uid in uids for (content,) in made.journal.read(current, (uid,))]
     assert all(made.states(uid) == [(REPORTED, None)] * 3 for uid in uids)
     observed = made.journal.read("SELECT study, label, probabilities, energy, inputs, latency_ms FROM observations")
     assert [row[0] for row in observed] == uids and all(row[1] and row[3] < 0 and row[5] > 0 for row in observed)

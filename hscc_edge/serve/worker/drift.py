@@ -64,7 +64,7 @@ class Look:
 
 
 def look(
-    journal: Journal, settings: Drift, bundle: Bundle, standing: Sequence[str] = (), window: int = 0, until: int = END
+    journal: Journal, settings: Drift, bundle: Bundle, standing: Sequence[str] = (), until: int = END
 ) -> Look | None:
     """Compare a bundle's last cases with its reference; None while too few were seen.
 
@@ -72,7 +72,7 @@ def look(
         standing: features for which an alarm stands, which ends only below `settings.off`.
         until: the observation that is the last, for a look at how it was.
     """
-    size = window or settings.window
+    size = settings.window
     words, reference, after = _reference(journal, bundle, size)
     recent = _columns(journal, bundle.digest, "id > ? AND id <= ? ORDER BY id DESC LIMIT ?", (after, until, size))
     if not reference or len(recent.get(CASE, ())) < size:

@@ -86,10 +86,6 @@ class Lane:
         while self._waiting or self._away:
             self._turn()
 
-    def outputs(self, study: str) -> Sequence[Output]:
-        """What came of a study's inputs, in their order."""
-        return self._outputs.get(study, ())
-
     def decided(self, study: str, dropped: set[int]) -> list[Case]:
         """A study's cases by the bundle's rule.
 
@@ -97,7 +93,7 @@ class Lane:
             dropped: ids of instances that are not to count.
         """
         groups: dict[str, list[Output]] = {}
-        for output in self.outputs(study):
+        for output in self._outputs.get(study, ()):
             if not dropped & {row.id for row in output.given.rows}:
                 groups.setdefault(self._unit(output.given.rows[0]), []).append(output)
         return [self._case(uid, members) for uid, members in groups.items()]

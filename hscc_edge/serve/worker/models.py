@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -317,8 +316,3 @@ def _open_failed(db: sqlite3.Connection, digest: str) -> None:
         "AND study IN (SELECT study FROM observations WHERE digest = ? AND failed IS NOT NULL)",
         (RECEIVED, NO_RESULT, f"{FAILED}%", digest),
     )
-
-
-def served(models: Iterable[Model]) -> str:
-    """Names and digests for a log line."""
-    return " ".join(f"{model.name}:{model.digest[:12]}" for model in models)
