@@ -194,11 +194,11 @@ def _subject(station: Station, journal: Journal, study: str) -> Subject:
         journal.read("SELECT sop_class, COUNT(*) FROM instances WHERE study = ? GROUP BY sop_class", (study,))
     )
     for (file,) in journal.read("SELECT file FROM instances WHERE study = ? AND removed IS NULL LIMIT 3", (study,)):
-        if (found := _patient(station.spool().path(file))) is not None:
-            return Subject(study, *found, classes)
+        if (found := _named(station.spool().path(file))) is not None:
+            return Subject(study, *found[:2], classes)
     for (content,) in journal.read("SELECT content FROM reports WHERE study = ? ORDER BY id DESC LIMIT 1", (study,)):
-        if (found := _patient(BytesIO(content))) is not None:
-            return Subject(study, *found, classes)
+        if (found := _named(BytesIO(content))) is not None:
+            return Subject(study, *found[:2], classes)
     return Subject(study, "", "", classes)
 
 
@@ -208,19 +208,15 @@ def _report_subject(station: Station, journal: Journal, study: str, at: float) -
         "SELECT content FROM reports WHERE study = ? AND created <= ? ORDER BY id DESC LIMIT 1", (study, at)
     )
     for (content,) in rows:
-        if (found := _patient(BytesIO(content))) is not None:
-            return Subject(study, *found, {_class(BytesIO(content)): 1})
+        if (found := _named(BytesIO(content))) is not None:
+            return Subject(study, *found[:2], {found[2]: 1})
     return _subject(station, journal, study)
 
 
-def _patient(source: Path | BytesIO) -> tuple[str, str] | None:
-    """(Patient ID, patient's name) of a DICOM file."""
+def _named(source: Path | BytesIO) -> tuple[str, str, str] | None:
+    """(Patient ID, patient's name, SOP class) of a DICOM file."""
     try:
         found = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=NAMED)
-        return str(found.get("PatientID", "") or ""), str(found.get("PatientName", "") or "")
+        return str(found.get("PatientID") or ""), str(found.get("PatientName") or ""), str(found.get("SOPClassUID", ""))
     except (OSError, InvalidDicomError, ValueError, LookupError, TypeError):
         return None
-
-
-def _class(source: BytesIO) -> str:
-    return str(pydicom.dcmread(source, stop_before_pixels=True, specific_tags=NAMED).get("SOPClassUID", ""))
