@@ -14,11 +14,11 @@ from hscc_edge.serve.config import Config, Listener, Web
 from hscc_edge.serve.config_rules import is_loopback
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.operations.certificates import certificates
+from hscc_edge.serve.operations.health import STALE_S
 from hscc_edge.serve.web import views
 from hscc_edge.serve.web.words import span
 
 BAD, WARN, NOTE = "bad", "warn", "note"
-STALE_S = 20.0
 SILENT_S = 30.0
 PATIENCE_S = 60.0
 ORDER = {BAD: 0, WARN: 1, NOTE: 2}
@@ -155,10 +155,11 @@ def _models(journal: Journal) -> Iterator[Alarm]:
     for name, value in journal.read(
         "SELECT name, value FROM facts WHERE name >= 'drift:' AND name < 'drift;' LIMIT 100"
     ):
+        found = json.loads(value)
         yield Alarm(
             WARN,
-            f"Studies of the model {name.partition(':')[2]} are unlike {json.loads(value)['reference']}: "
-            f"{', '.join(json.loads(value)['features'])}",
+            f"Studies of the model {name.partition(':')[2]} are unlike {found['reference']}: "
+            f"{', '.join(found['features'])}",
             "Look at the charts: a scanner, a protocol or the patients have changed.",
             "/charts",
         )
