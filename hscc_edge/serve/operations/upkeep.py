@@ -44,7 +44,7 @@ def run(station: Station) -> None:
     while not station.rest(TICK_S):
         step(station, journal, memory)
     for task in LAST:
-        _attempt(task.__name__, task, station, journal, memory)
+        _attempt(task, station, journal, memory)
     for thing in (memory.repository, memory.tracer):
         if thing is not None:
             thing.close()
@@ -57,17 +57,18 @@ def step(station: Station, journal: Journal, memory: Memory) -> None:
         now = time.monotonic()
         if now - memory.done.get(task.__name__, -every_s) >= every_s and not station.stop.is_set():
             memory.done[task.__name__] = now
-            _attempt(task.__name__, task, station, journal, memory)
+            _attempt(task, station, journal, memory)
             station.beat()
 
 
-def _attempt(name: str, task: Task, station: Station, journal: Journal, memory: Memory) -> None:
+def _attempt(task: Task, station: Station, journal: Journal, memory: Memory) -> None:
+    name = task.__name__.strip("_")
     try:
         task(station, journal, memory)
     except (HsccError, OSError, sqlite3.Error) as error:
-        LOG.error("event=upkeep_failed task=%s reason=%s", name.strip("_"), type(error).__name__)
+        LOG.error("event=upkeep_failed task=%s reason=%s", name, type(error).__name__)
     except Exception as error:  # a library that fails in a new way must not end what keeps the disk from filling
-        LOG.error("event=upkeep_broken task=%s reason=%s", name.strip("_"), type(error).__name__)
+        LOG.error("event=upkeep_broken task=%s reason=%s", name, type(error).__name__)
 
 
 def _seal(station: Station, journal: Journal, memory: Memory) -> None:
