@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,6 @@ from hscc_edge.errors import InputError
 
 if TYPE_CHECKING:
     from hscc_edge.serve.journal import Journal
-
-STATES = ("", "open", "reported", "no-result", "dead")
 
 
 def studies(
@@ -33,9 +30,10 @@ def studies(
     from hscc_edge.serve.config_file import read_config
     from hscc_edge.serve.station import visit
     from hscc_edge.serve.web import views
+    from hscc_edge.serve.web.words import moment
 
-    if state not in STATES:
-        raise InputError(f"the state is {state!r}: expected one of {', '.join(STATES[1:])}")
+    if state not in views.FILTERS:
+        raise InputError(f"the state is {state!r}: expected one of {', '.join(views.FILTERS[1:])}")
     output, station = Output(as_json), visit(read_config(config))
     quiet_s = station.config.study.quiet_s
     journal = station.journal()
@@ -50,13 +48,13 @@ def studies(
     finally:
         journal.close()
     rows = [
-        (item.key, item.state, item.sending, _moment(item.last_received), item.instances, item.expected or "")
+        (item.key, item.state, item.sending, moment(item.last_received), item.instances, item.expected or "")
         for item in found
     ]
     columns = ("study", "state", "sending", "last received", "instances", "expected")
     output.table(f"{len(rows)} studies", columns, rows, text=4)
     if told:
-        lines = [(_moment(item["time"]), item["event"], _words(item["detail"])) for item in told]
+        lines = [(moment(item["time"]), item["event"], _words(item["detail"])) for item in told]
         output.table("timeline", ("time", "event", "detail"), lines, text=3)
     output.result({"studies": [asdict(item) for item in found], "timeline": told})
 
@@ -67,10 +65,6 @@ def _timeline(journal: Journal, key: str) -> list[dict[str, Any]]:
 
     events = timeline(journal, uid_of(journal, key) or "")
     return [{"time": item.time, "event": item.kind, "detail": item.detail} for item in events]
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
 
 
 def _words(detail: dict[str, Any]) -> str:

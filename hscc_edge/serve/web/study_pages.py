@@ -35,7 +35,7 @@ def now(visit: Visit) -> Response:
         "LEFT JOIN studies AS s ON s.uid = e.study ORDER BY e.id DESC",
         (RECENT,),
     )
-    recent = [(at, row_key, words.lines([event])[0]) for at, row_key, event in map(_recent, rows)]
+    recent = [(at, key, words.lines([Event(at, kind, json.loads(detail))])[0]) for at, kind, detail, key in rows]
     return visit.page(
         "now.html.j2",
         queue=views.queue(journal),
@@ -45,16 +45,12 @@ def now(visit: Visit) -> Response:
     )
 
 
-def _recent(row: tuple[float, str, str, str | None]) -> tuple[float, str | None, Event]:
-    return row[0], row[3], Event(row[0], row[1], json.loads(row[2]))
-
-
 def studies(visit: Visit) -> Response:
     """Studies, searched by key or filtered by state."""
     quiet_s, key, state = visit.desk.config.study.quiet_s, visit.asked("key").strip().lower(), visit.asked("state")
     if key:
         page = views.Page(views.search(visit.journal, key, quiet_s))
-    elif state in views.FILTERS:
+    elif state in FILTERS:
         page = views.studies(visit.journal, state, number(visit.asked("before")), quiet_s)
     else:
         raise HTTPException(400, "There is no such state: choose one of the list's own.")
