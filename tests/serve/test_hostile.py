@@ -27,5 +27,5 @@ def test_deep_nesting_under_a_known_uid_is_no_work(phantom, number):
     """Two of 400 levels took gigabytes and minutes to be compared."""
     content = phantom.path(phantom.instances[0]).read_bytes()
     nested = mutations.nest(content, random.Random(number))
-    assert not same_data_set(content, nested)
+    assert not same_data_set(content, [nested])
     assert len(nested) > len(content)

@@ -5,8 +5,10 @@ Status codes are those of C-STORE, PS3.4 table B.2-1; the other doors translate 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -178,15 +180,16 @@ class Admission:
         known = versions(self._journal, receipt.sop)
         if receipt.digest in known:
             return self._spool.holds(known[receipt.digest], receipt.digest)
-        return any(self._is_same(self._spool.path(file), draft) for file in islice(known.values(), MOST_VERSIONS))
-
-    def _is_same(self, kept: Path, draft: Path) -> bool:
-        try:
-            if max(kept.stat().st_size, draft.stat().st_size) > MOST_TO_COMPARE:
-                return False
-            return same_data_set(kept.read_bytes(), draft.read_bytes())
-        except FileNotFoundError:
+        if not known or receipt.bytes > MOST_TO_COMPARE:
             return False
+        return same_data_set(draft.read_bytes(), self._contents(islice(known.values(), MOST_VERSIONS)))
+
+    def _contents(self, files: Iterable[str]) -> Iterator[bytes]:
+        """Of kept files that are there and small enough to compare, one in memory at a time."""
+        for path in map(self._spool.path, files):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size <= MOST_TO_COMPARE:
+                    yield path.read_bytes()
 
     def _keep(self, receipt: Receipt, draft: Path) -> str:
         durable.sync_file(draft)

@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -191,13 +191,13 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def same_data_set(first: bytes, second: bytes) -> bool:
-    """Whether two PS3.10 files hold one data set, though a sender may have encoded it in another transfer syntax.
+def same_data_set(content: bytes, others: Iterable[bytes]) -> bool:
+    """Whether one of other PS3.10 files holds the same data set, though it may be in another transfer syntax.
 
     Judged for Implicit and Explicit VR Little Endian; for other transfer syntaxes the answer is False.
     """
-    forms = [_canonical(content) for content in (first, second)]
-    return forms[0] is not None and forms[0] == forms[1]
+    form = _canonical(content)
+    return form is not None and any(form == _canonical(other) for other in others)
 
 
 def _canonical(content: bytes) -> bytes | None:
