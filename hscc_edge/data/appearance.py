@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -31,6 +34,15 @@ def appearance(image: Image | Volume, spacing_mm: float | None) -> dict[str, flo
     if spacing_mm:
         found["spacing_mm"] = spacing_mm
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def mean_appearance(looks: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of a case's images: each feature's mean over those that have it."""
+    found: dict[str, list[float]] = {}
+    for look in looks:
+        for name, value in look.items():
+            found.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def row_spacing_mm(dataset: pydicom.Dataset) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.data.appearance import appearance, row_spacing_mm
+from hscc_edge.data.appearance import appearance, mean_appearance, row_spacing_mm
 from hscc_edge.data.case import inputs_of, read
 from hscc_edge.data.cohort import Cohort
 from hscc_edge.data.dicom import read_dataset
@@ -68,7 +68,7 @@ def familiar(
             logits.append(runtime.infer(preprocess(image)[None]))
         every = np.concatenate(logits)
         decided = decide(rule, head, every)
-        seen = {name: float(np.mean(values)) for name, values in _columns(looks).items()}
+        seen = mean_appearance(looks)
         seen[ENERGY] = float(energy(head, every).mean())
         if decided.probabilities:
             seen[SCORE] = max(decided.probabilities)
@@ -92,14 +92,6 @@ def parse_familiar(raw: Any, name: str) -> Familiar:
         return Familiar(int(raw["cases"]), str(raw["cohort"]), values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{DRIFT} of {name} is malformed: run hscc-edge calibrate again") from error
-
-
-def _columns(looks: list[dict[str, float]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for look in looks:
-        for name, value in look.items():
-            found.setdefault(name, []).append(value)
-    return found
 
 
 def _kept(values: list[float]) -> tuple[float, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import pydicom
 
+from hscc_edge.data.appearance import mean_appearance
 from hscc_edge.serve.instances import NO_RESULT, REPORTED, Instance
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed
@@ -85,14 +85,9 @@ def ending(station: Station, journal: Journal, spool: Spool, reading: Reading, l
 
 def observation(station: Station, case: Case) -> Observation:
     """What is kept of a case for drift and comparisons."""
-    looks = [output.given.looks for output in case.outputs]
-    numbers: dict[str, list[float]] = {}
-    for look in looks:
-        for name, value in look.items():
-            if not isinstance(value, str):
-                numbers.setdefault(name, []).append(value)
-    inputs: dict[str, float | str] = {name: float(f"{fmean(found):.6g}") for name, found in numbers.items()}
-    if scanner := next((look["scanner"] for look in looks if "scanner" in look), None):
+    means = mean_appearance(output.given.looks for output in case.outputs)
+    inputs: dict[str, float | str] = {name: float(f"{value:.6g}") for name, value in means.items()}
+    if scanner := next((output.given.scanner for output in case.outputs if output.given.scanner), ""):
         inputs["scanner"] = scanner
     return Observation(
         station.who(case.uid), case.decision.label, case.decision.probabilities, round(case.energy, 6), inputs,

@@ -19,10 +19,16 @@ from hscc_edge.serve.worker.inference import Inference, InferenceFailed
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What the network takes at once: an image, or the instances of a volume; `looks` see `Observation.inputs`."""
+    """What the network takes at once: an image, or the instances of a volume.
+
+    Attributes:
+        looks: its `appearance`.
+        scanner: keyed hash of what made it; "" where the headers do not say.
+    """
 
     rows: tuple[Instance, ...]
-    looks: dict[str, float | str]
+    looks: dict[str, float]
+    scanner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from hscc_edge.data.appearance import appearance, row_spacing_mm
 from hscc_edge.data.case import read_input
 from hscc_edge.data.contained import ContainedReader
 from hscc_edge.data.dicom import Headers, Image, headers_of, read_dataset, read_frames, read_image
-from hscc_edge.data.volume import Volume
 from hscc_edge.errors import DicomError
 from hscc_edge.serve.instances import DAMAGED, Instance
 from hscc_edge.serve.route import scope, values
@@ -125,9 +124,9 @@ class Reader:
     def _images(self, item: Headed, lanes: Sequence[Lane], reading: Reading) -> None:
         try:
             for image in self._frames(item):
-                looks = self._looks(image, item)
+                given = Input((item.row,), appearance(image, item.spacing_mm), item.scanner)
                 for lane in lanes:
-                    if not lane.add(reading.study, Input((item.row,), looks), lane.preprocess(image)):
+                    if not lane.add(reading.study, given, lane.preprocess(image)):
                         reading.reasons[item.row.id, lane.name] = OTHER_SHAPE
                 self._station.beat()
         except DicomError:
@@ -151,8 +150,8 @@ class Reader:
             rows = tuple(item.row for item in members)
             try:
                 volume = read_input(self._paths(rows), lane.preprocess)
-                looks = self._looks(volume, members[0])
-                fits = lane.add(reading.study, Input(rows, looks), lane.preprocess(volume))
+                given = Input(rows, appearance(volume, members[0].spacing_mm), members[0].scanner)
+                fits = lane.add(reading.study, given, lane.preprocess(volume))
             except DicomError:
                 fits = False
             if not fits:
@@ -160,7 +159,3 @@ class Reader:
 
     def _paths(self, rows: Sequence[Instance]) -> list[Path]:
         return [self._spool.path(row.file) for row in rows]
-
-    def _looks(self, image: Image | Volume, item: Headed) -> dict[str, float | str]:
-        found: dict[str, float | str] = dict(appearance(image, item.spacing_mm))
-        return {**found, "scanner": item.scanner} if item.scanner else found
