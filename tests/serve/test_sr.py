@@ -57,7 +57,7 @@ def test_the_result_reads_back_from_the_report():
     result = read_result(made())
     assert (result.model, result.version, result.procedure.value) == ("brain", "ab" * 32, "25056-3")
     (case,) = result.cases
-    assert case.finding == FINDINGS["glioma"] and case.probability == 0.9 and case.reason is None
+    assert case.finding == FINDINGS["glioma"] and max(p for _, p in case.probabilities) == 0.9 and case.reason is None
     assert [sop for _, sop in case.images] == ["1.2.3.1.1", "1.2.3.1.2"]
     assert result.predecessor is None
     assert result.lines() == [

@@ -26,13 +26,13 @@ UNLIKE = Code("unlike", SCHEME, "Unlike what the classifier was calibrated on")
 IMPROBABLE = Code("improbable", SCHEME, "No finding is probable enough")
 RECALLED = Code("recalled", SCHEME, "The classifier was recalled")
 
+RECALL = "the model was recalled"
 # The beginning of a reason -> its code; any other reason is a code of its own.
 REASONS = {
     "unlike what the model was calibrated on": UNLIKE,
     "the most probable finding has less than": IMPROBABLE,
-    "the model was recalled": RECALLED,
+    RECALL: RECALLED,
 }
-RECALL = "the model was recalled"
 
 
 def why(reason: str) -> Code:

@@ -14,7 +14,7 @@ import pydicom
 
 from hscc_edge.bundle import Code
 from hscc_edge.errors import extra
-from hscc_edge.serve.results.result import Case, Result
+from hscc_edge.serve.results.result import FINDING, Case, Result
 from hscc_edge.serve.results.sr import derived_uid
 
 OID = "urn:ietf:rfc:3986"
@@ -26,7 +26,6 @@ UCUM = "http://unitsofmeasure.org"
 REPLACES = "http://hl7.org/fhir/StructureDefinition/diagnosticReport-replaces"
 ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 SECTION = "http://terminology.hl7.org/CodeSystem/v2-0074"
-FINDING = Code("121071", "DCM", "Finding")
 
 
 def fhir_report(result: Result) -> bytes:
@@ -70,7 +69,7 @@ def _report(result: Result, observations: list[str]) -> dict[str, Any]:
         "category": [{"coding": [{"system": SECTION, "code": "RAD", "display": "Radiology"}]}],
         "code": _concept(result.procedure),
         "subject": _subject(dataset),
-        "issued": _issued(dataset),
+        "issued": datetime.datetime.strptime(result.made, "%Y%m%d%H%M%S").astimezone().isoformat(),
         "result": [{"reference": _urn(uid)} for uid in observations],
         "imagingStudy": [
             {"type": "ImagingStudy", "identifier": _identifier(DICOM_UID, f"urn:oid:{dataset.StudyInstanceUID}")}
@@ -104,7 +103,7 @@ def _observation(result: Result, uid: str, case: Case) -> dict[str, Any]:
         ]
     else:
         found["dataAbsentReason"] = {"coding": [{"system": ABSENT, "code": "error"}]}
-        found["note"] = [{"text": f"No result: {case.reason.meaning if case.reason else 'not stated'}"}]
+        found["note"] = [{"text": f"No result: {case.why}"}]
     return _filled(found)
 
 
@@ -135,8 +134,3 @@ def _date(dataset: pydicom.Dataset) -> str | None:
         return datetime.datetime.strptime(str(dataset.get("StudyDate") or ""), "%Y%m%d").date().isoformat()
     except ValueError:
         return None
-
-
-def _issued(dataset: pydicom.Dataset) -> str:
-    text = f"{dataset.ContentDate}{str(dataset.ContentTime)[:6]}"
-    return datetime.datetime.strptime(text, "%Y%m%d%H%M%S").astimezone().isoformat()

@@ -10,12 +10,11 @@ from pydicom.multival import MultiValue
 from hscc_edge import __version__
 from hscc_edge.bundle import Code
 from hscc_edge.errors import extra
-from hscc_edge.serve.results.result import Case, Result
+from hscc_edge.serve.results.result import FINDING, Case, Result
 from hscc_edge.serve.results.sr import derived_uid
 
 VERSION = "2.5.1"
 SYSTEMS = {"SCT": "SCT", "DCM": "DCM", "LN": "LN"}  # HL7 table 0396; others are local
-FINDING = Code("121071", "DCM", "Finding")
 CONTROL_ID = 20  # characters of MSH-10
 PRELIMINARY, NOT_OBTAINED = "P", "X"  # HL7 tables 0085 and 0123
 
@@ -45,9 +44,8 @@ def control_id(result: Result) -> str:
 
 
 def _header(segment: Any, result: Result) -> None:
-    report = result.dataset
     segment.msh_3 = "hscc_edge"
-    segment.msh_7 = f"{report.ContentDate}{str(report.ContentTime)[:6]}"
+    segment.msh_7 = result.made
     segment.msh_9 = "ORU^R01^ORU_R01"
     segment.msh_10 = control_id(result)
     segment.msh_11 = "P"
@@ -69,7 +67,7 @@ def _request(segment: Any, result: Result) -> None:
     segment.obr_3 = _text(report.get("AccessionNumber"))
     segment.obr_4 = _coded(result.procedure)
     segment.obr_7 = f"{report.get('StudyDate') or ''}{str(report.get('StudyTime') or '')[:6]}"
-    segment.obr_22 = f"{report.ContentDate}{str(report.ContentTime)[:6]}"
+    segment.obr_22 = result.made
     segment.obr_24 = "RAD"
     segment.obr_25 = PRELIMINARY
 
@@ -85,8 +83,7 @@ def _rows(case: Case, result: Result) -> list[tuple[Code, str, str, str]]:
         (report, "ST", result.sop, PRELIMINARY),
     ]
     if case.finding is None:
-        reason = case.reason.meaning if case.reason else "not stated"
-        return [(FINDING, "ST", _text(f"No result: {reason}"), NOT_OBTAINED), *rows]
+        return [(FINDING, "ST", _text(f"No result: {case.why}"), NOT_OBTAINED), *rows]
     shares = [(what, "NM", f"{value:.6f}", PRELIMINARY) for what, value in case.probabilities]
     return [(FINDING, "CWE", _coded(case.finding), PRELIMINARY), *shares, *rows]
 

@@ -9,11 +9,11 @@ from io import BytesIO
 import pydicom
 
 from hscc_edge.bundle import Code
+from hscc_edge.serve.results.evaluation import REASON
 
-FINDING, SITE, PROCEDURE = "121071", "363698007", "121058"
+FINDING = Code("121071", "DCM", "Finding")
+SITE, PROCEDURE, GROUP = "363698007", "121058", "125007"
 ALGORITHM_NAME, ALGORITHM_VERSION = "111001", "111003"
-TRACKING, TRACKING_UID, GROUP = "112039", "112040", "125007"
-STATUS, REASON = "status", "reason"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Case:
     images: tuple[tuple[str, str], ...] = field(repr=False)
 
     @property
-    def probability(self) -> float | None:
-        """The probability of the finding."""
-        return max((value for _, value in self.probabilities), default=None) if self.finding else None
+    def why(self) -> str:
+        """The reason in words, where there is no finding."""
+        return self.reason.meaning if self.reason else "not stated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,11 @@ class Result:
         return str(self.dataset.SOPInstanceUID)
 
     @property
+    def made(self) -> str:
+        """When the report was made, YYYYMMDDHHMMSS in local time."""
+        return f"{self.dataset.ContentDate}{str(self.dataset.ContentTime)[:6]}"
+
+    @property
     def predecessor(self) -> str | None:
         """The SOP Instance UID of the report that this one takes the place of."""
         found = list(references(self.dataset.get("PredecessorDocumentsSequence") or ()))
@@ -69,7 +74,7 @@ class Result:
         for number, case in enumerate(self.cases, start=1):
             name = f"Case {number}: " if len(self.cases) > 1 else ""
             if case.finding is None:
-                found.append(f"{name}no result: {case.reason.meaning if case.reason else 'not stated'}")
+                found.append(f"{name}no result: {case.why}")
                 continue
             found.append(f"{name}{case.finding.meaning}, {case.site.meaning}")
             found += [f"  {what.meaning}: {value:.3f}" for what, value in case.probabilities]
@@ -123,8 +128,8 @@ def _case(group: pydicom.Dataset) -> Case:
     named = list(_named(group))
     codes = {name: _code(item.ConceptCodeSequence[0]) for name, item in named if item.ValueType == "CODE"}
     return Case(
-        finding=codes.get(FINDING),
-        reason=codes.get(REASON),
+        finding=codes.get(FINDING.value),
+        reason=codes.get(REASON.value),
         site=codes[SITE],
         probabilities=tuple(
             (

@@ -231,7 +231,7 @@ def _reference(dataset: pydicom.Dataset, sop_class: str, sop: str) -> pydicom.Da
 
 def _is_result(item: pydicom.Dataset) -> bool:
     """Whether an item of a measurement group is what was found: the finding, a probability or an evaluation."""
-    finding = item.ConceptNameCodeSequence[0].CodeValue == FINDING
+    finding = item.ConceptNameCodeSequence[0].CodeValue == FINDING.value
     coded = item.ValueType == "CODE" and item.RelationshipType == "CONTAINS"
     return bool(finding or coded or item.ValueType == "NUM")
 
