@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from datetime import datetime, timezone
-from pathlib import Path
 
-from hscc_edge.errors import ConfigError, extra
+from hscc_edge.errors import ConfigError
 from hscc_edge.serve.config import Config, Tls
-
-with extra("device"):
-    from cryptography import x509
 
 # RFC 9325 section 4.2, for TLS 1.2: ephemeral elliptic curves and authenticated encryption; TLS 1.3 has no others
 CIPHERS = (
@@ -79,27 +74,3 @@ def _load(context: ssl.SSLContext, tls: Tls) -> None:
 
 def _said(error: Exception) -> str:
     return (error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)) or "no PEM"
-
-
-def expires(certificate: Path) -> datetime:
-    """When the first certificate of a PEM file, or one of its chain, ends.
-
-    Raises:
-        ConfigError: if it cannot be read.
-    """
-    try:
-        found = x509.load_pem_x509_certificates(certificate.read_bytes())
-        return min(item.not_valid_after_utc for item in found)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the certificate {certificate} cannot be read ({type(error).__name__}): expected PEM"
-        ) from error
-
-
-def days_left(tls: Tls) -> float:
-    """Days until our certificate or one of its chain ends; negative if it has.
-
-    Raises:
-        ConfigError: if it cannot be read.
-    """
-    return (expires(tls.certificate) - datetime.now(timezone.utc)).total_seconds() / 86_400

@@ -4,6 +4,7 @@ import shutil
 import signal
 import socket
 import ssl
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -14,8 +15,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 
 from hscc_edge.errors import ConfigError
-from hscc_edge.serve.config import Listener, Tls
-from hscc_edge.serve.tls import client_context, days_left, server_context
+from hscc_edge.serve.config import Config, Listener, Tls
+from hscc_edge.serve.operations.certificates import Certificate, certificates
+from hscc_edge.serve.tls import client_context, server_context
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,11 @@ def files(phantom):
     return [phantom.path(item) for item in phantom.instances[:2]]
 
 
+def own_of(tls: Tls) -> Certificate:
+    (found,) = [item for item in certificates(Config(Path(), (), dicom=Listener(tls=tls))) if item.part == "own"]
+    return found
+
+
 def words(tls: Tls) -> tuple[str, ...]:
     return "+tls", str(tls.key), str(tls.certificate), "+cf", str(tls.authorities)
 
@@ -47,7 +54,7 @@ def test_dcmtk_stores_with_a_certificate_of_our_authority_and_nobody_else_does(
 ):
     stranger = Authority(tmp_path / "stranger", "stranger").sign("modality")
     expired = authority.sign("expired", days=0)
-    assert wait_for(lambda: days_left(expired) < 0, 5)
+    assert wait_for(lambda: own_of(expired).days < 0, 5)
     trusted_stranger = Tls(stranger.certificate, stranger.key, authority.certificate)
     with doorway(tmp_path, Listener(tls=own)) as door:
         assert storescu(door.port, files[:1], *words(trusted_stranger)) == set()
@@ -89,13 +96,13 @@ def test_the_profile_wants_tls_1_2_and_ephemeral_authenticated_ciphers(tmp_path,
 
 
 def test_days_left_and_files_that_do_not_fit(tmp_path, own, modality):
-    assert 9 < days_left(own) <= 10
+    assert 9 < own_of(own).days <= 10
     with pytest.raises(ConfigError, match="belong together"):
         server_context(Tls(own.certificate, modality.key, own.authorities))
     with pytest.raises(ConfigError, match="authorities"):
         server_context(Tls(own.certificate, own.key, tmp_path / "none.pem"))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        days_left(Tls(own.key, own.key, own.authorities))
+    unread = own_of(Tls(own.key, own.key, own.authorities))
+    assert unread.days is None and "cannot be read" in unread.fault
 
 
 def test_a_changed_certificate_is_used_after_sighup_and_a_running_association_goes_on(
