@@ -162,7 +162,7 @@ def serve(words: str) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what native code prints is no answer
     module, _, name = options["reader"].partition(":")
     read: Callable[..., Image] = getattr(importlib.import_module(module), name)
-    _confine(options["memory_mib"])
+    confine(options["memory_mib"])
     limits = Limits(**options["limits"])
     answers.write(HEADER.pack(0))
     answers.flush()
@@ -173,7 +173,8 @@ def serve(words: str) -> None:
         signal.alarm(0)
 
 
-def _confine(memory_mib: int) -> None:
+def confine(memory_mib: int) -> None:
+    """Let this process's address space grow by so much and no more, and let it leave no core file."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory_mib * MIB
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.bundle import Bundle
+from hscc_edge.data.contained import confine
 from hscc_edge.errors import EngineError, HsccError
 from hscc_edge.runtime.startup import Started, timed_open
 from hscc_edge.serve.station import Station, die_with_parent
@@ -33,7 +33,6 @@ ASK = struct.Struct("<I")
 START_S = 300.0
 TICK_S = 1.0
 MOST_BYTES = 1 << 26
-MIB = 1 << 20
 
 
 class InferenceFailed(EngineError):
@@ -203,7 +202,8 @@ class Inference:
     def serve(self, asks: int, answers: int) -> None:
         """The process's own loop, until the parent closes its end."""
         started = self._opening()
-        _confine(self._confines.memory_mib)
+        if self._confines.memory_mib:
+            confine(self._confines.memory_mib)
         _tell(answers, 0.0, json.dumps(started.to_json()).encode())
         while ask := os.read(asks, ASK.size):
             (count,) = ASK.unpack(ask)
@@ -264,10 +264,3 @@ def _close_all_but(*kept: int) -> None:
         if int(name) > 2 and int(name) not in kept:
             with suppress(OSError):  # the listing's own handle is closed by then
                 os.close(int(name))
-
-
-def _confine(memory_mib: int) -> None:
-    if memory_mib:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + memory_mib * MIB
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
