@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from hscc_edge import __version__, durable
@@ -137,7 +138,7 @@ class Daemon:
             notify("READY=1")
             return
         fixed = ("state", "dicom.host", "dicom.port", "web.host", "web.port", "web.enabled", "log")
-        if changed := [name for name in fixed if _get(config, name) != _get(self.config, name)]:
+        if changed := [name for name in fixed if attrgetter(name)(config) != attrgetter(name)(self.config)]:
             LOG.error("event=reload_refused reason=%s needs a restart", changed[0])
         else:
             self.config, self.station = config, replace(self.station, config=config)
@@ -196,10 +197,3 @@ def busy(journal: Journal) -> bool:
         "OR EXISTS (SELECT 1 FROM deliveries WHERE state IN ('pending', 'stored'))"
     )
     return bool(found[0][0])
-
-
-def _get(config: Config, name: str) -> object:
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

@@ -122,9 +122,7 @@ class Supervisor:
 
     def _look_after(self, child: Child, now: float) -> None:
         if child.process is not None and child.process.is_alive():
-            if now - child.beat.value > child.role.silence_s:
-                LOG.error("event=process_hangs process=%s silent_s=%.0f", child.role.name, now - child.beat.value)
-                child.process.kill()
+            _kill_silent(child, now)
             return
         if child.process is not None:
             LOG.error("event=process_died process=%s exit=%s", child.role.name, child.process.exitcode)
@@ -169,10 +167,14 @@ def _goes_on(child: Child, now: float) -> bool:
     if not child.process.is_alive():
         child.process.close()
         return False
+    _kill_silent(child, now)
+    return True
+
+
+def _kill_silent(child: Child, now: float) -> None:
     if now - child.beat.value > child.role.silence_s:
         LOG.error("event=process_hangs process=%s silent_s=%.0f", child.role.name, now - child.beat.value)
         child.process.kill()
-    return True
 
 
 def _end(children: Sequence[Child]) -> None:
