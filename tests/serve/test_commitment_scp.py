@@ -1,5 +1,7 @@
 """Storage commitment as its provider, by Orthanc and by pynetdicom: a promise only where nothing is ever deleted."""
 
+from types import SimpleNamespace
+
 import pydicom
 import pytest
 from box import storescu, wait_for
@@ -8,6 +10,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 
 from hscc_edge.serve.config import Listener, Retention
+from hscc_edge.serve.doors import commitment_scp
 from hscc_edge.serve.doors.commitment_scp import INSTANCE, PUSH_MODEL
 
 
@@ -97,6 +100,23 @@ def test_a_file_that_is_damaged_is_not_promised(tmp_path, files):
         path.write_bytes(content)
         _, [(kind, report)] = ask(door.port, references(files[:1]))
     assert kind == 2 and report.FailedSOPSequence[0].FailureReason == 0x0110
+
+
+def test_without_an_association_no_file_is_read(tmp_path, monkeypatch):
+    read: list[object] = []
+    monkeypatch.setattr(commitment_scp, "report", lambda *arguments: read.append(arguments))
+    with doorway(tmp_path, Listener(commitment=True)) as door:
+        with door.journal.transaction() as db:
+            db.execute(
+                "INSERT INTO promises (transaction_uid, peer, asked, next_tick, state) "
+                "VALUES ('1.2.3', 'MODALITY', '[[\"1.2.4\", \"1.2.5\"]]', 0, 'open')"
+            )
+        given = commitment_scp.promise(door.journal, 1)
+        assert given is not None
+        gone = SimpleNamespace(is_established=False)
+        commitment_scp.tell(door.station, door.journal, door.station.spool(), given, gone)
+        assert door.rows("SELECT state, attempts FROM promises") == [("open", 1)]
+    assert not read
 
 
 def test_it_is_off_by_default_and_an_empty_request_is_refused(tmp_path, files):

@@ -126,8 +126,12 @@ def promise(journal: Journal, number: int) -> Promise | None:
     return Promise(found[0], found[1], found[2], asked, found[4])
 
 
-def tell(station: Station, journal: Journal, spool: Spool, given: Promise, peer: Any) -> bool:
-    """Send the report over an association; whether its peer has taken it."""
+def tell(station: Station, journal: Journal, spool: Spool, given: Promise, peer: Any) -> None:
+    """Send the report over an association, and note whether its peer has taken it."""
+    if not peer.is_established:  # then no file is read in vain
+        state = _note(journal, given, taken=False)
+        LOG.warning("event=commitment_failed reason=no_association state=%s instances=%d", state, len(given.asked))
+        return
     kind, information = report(station.config, journal, spool, given)
     crash_point("commitment-reported")
     try:
@@ -135,14 +139,19 @@ def tell(station: Station, journal: Journal, spool: Spool, given: Promise, peer:
         taken = "Status" in answer and int(answer.Status) == SUCCESS
     except (RuntimeError, ValueError):  # the association has ended, or has no context for it
         taken = False
+    state = _note(journal, given, taken=taken)
+    failures = len(information.get("FailedSOPSequence") or ())
+    LOG.info("event=commitment_reported state=%s instances=%d failed=%d", state, len(given.asked), failures)
+
+
+def _note(journal: Journal, given: Promise, *, taken: bool) -> str:
+    """Whether the report was taken; if not it is due again later, for so many times. Returns the promise's state."""
     state, pause = (TOLD, 0.0) if taken else (OPEN, min(LONGEST_PAUSE_S, 2.0**given.attempts))
     if not taken and given.attempts >= MOST_ATTEMPTS:
         state = DEAD
     with journal.transaction() as db:
         db.execute("UPDATE promises SET state = ?, next_tick = ? WHERE id = ?", (state, ticks() + pause, given.id))
-    failures = len(information.get("FailedSOPSequence") or ())
-    LOG.info("event=commitment_reported state=%s instances=%d failed=%d", state, len(given.asked), failures)
-    return taken
+    return state
 
 
 def step(station: Station, journal: Journal, spool: Spool) -> None:
