@@ -29,9 +29,9 @@ def redrive(
     output, station = Output(as_json), visit(read_config(config))
     journal = station.journal()
     try:
-        dead = outbox.dead_letters(journal)
-        if unknown := sorted(set(numbers or []) - {letter.id for letter in dead}):
+        if unknown := sorted(set(numbers or []) - outbox.dead(journal)):
             raise InputError(f"{unknown[0]} is no dead letter: list them with hscc-edge redrive {config}")
+        dead = outbox.dead_letters(journal)
         sent = outbox.redrive(journal, None if everything else numbers) if everything or numbers else 0
         if sent:
             audit(station, "redrive", letters=sent, ids=" ".join(map(str, numbers or [])) or "all")

@@ -201,19 +201,24 @@ def dead_letters(journal: Journal, limit: int = 1000) -> list[DeadLetter]:
     return [DeadLetter(*row) for row in rows]
 
 
+def dead(journal: Journal) -> set[int]:
+    """The ids of all dead letters."""
+    return {number for (number,) in journal.read("SELECT id FROM deliveries WHERE state = ?", (DEAD,))}
+
+
 def redrive(journal: Journal, numbers: Sequence[int] | None = None) -> int:
     """Send dead letters again, all of them or those with these ids; returns how many."""
-    chosen = journal.read(
-        "SELECT d.id, r.study, d.destination, d.form FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
-        "WHERE d.state = ?",
-        (DEAD,),
-    )
-    chosen = [row for row in chosen if numbers is None or row[0] in numbers]
     with journal.transaction() as db:
+        rows = db.execute(
+            "SELECT d.id, r.study, d.destination, d.form FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
+            "WHERE d.state = ?",
+            (DEAD,),
+        ).fetchall()
+        chosen = [row for row in rows if numbers is None or row[0] in numbers]
         for number, study, destination, form in chosen:
             db.execute(
-                "UPDATE deliveries SET state = ?, attempts = 0, next_tick = 0, ended = NULL WHERE id = ? AND state = ?",
-                (PENDING, number, DEAD),
+                "UPDATE deliveries SET state = ?, attempts = 0, next_tick = 0, ended = NULL WHERE id = ?",
+                (PENDING, number),
             )
             note(db, study, "redriven", destination=destination, form=form)
     return len(chosen)

@@ -1,6 +1,7 @@
 """Recall of a bad model: each of its current reports is taken back once, and never two contradict one another."""
 
 import json
+from functools import partial
 
 import pytest
 from outgoing import QUICK, Desk, decided
@@ -112,7 +113,7 @@ def test_a_report_that_was_made_before_the_recall_is_not_written_after_it(desk):
     assert current(desk) == before
 
 
-def test_the_verbs_list_recall_and_send_again(desk, tmp_path):
+def test_the_verbs_list_recall_and_send_again(desk, tmp_path, monkeypatch):
     config = tmp_path / "serve.toml"
     config.write_text('state = "state"\n[[model]]\nbundle = "."\nname = "brain"\n[[destination]]\nport = 1\n')
     run = CliRunner()
@@ -130,7 +131,10 @@ def test_the_verbs_list_recall_and_send_again(desk, tmp_path):
         outbox.bury(desk.journal, item, "status 0xc000")
     listed = verb("redrive", str(config))
     assert listed["redriven"] == 0 and [letter["id"] for letter in listed["dead"]] == [item.id for item in items]
+    monkeypatch.setattr(outbox, "dead_letters", partial(outbox.dead_letters, limit=1))
     assert verb("redrive", str(config), str(items[0].id))["redriven"] == 1
+    outbox.bury(desk.journal, items[0], "status 0xc000")
+    assert verb("redrive", str(config), str(items[1].id))["redriven"] == 1  # one beyond those that are listed
     assert verb("redrive", str(config), "--all")["redriven"] == 2
     with pytest.raises(InputError, match="is no dead letter"):
         run.invoke(app, ["redrive", str(config), "999"], catch_exceptions=False)
