@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from workbench import Bench, slices
+from workbench import Bench, benches, less_sure, slices
 
 from hscc_edge.bundle import Bundle, add_files, read_bundle, rewrite
 from hscc_edge.errors import BundleError, ConfigError, EngineError, InputError
@@ -24,24 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:Dep
 
 @pytest.fixture(scope="module")
 def newer(dense, tmp_path_factory) -> Bundle:
-    """A later version of the bundle, that is less sure."""
-    root = tmp_path_factory.mktemp("newer") / "bundle"
-    shutil.copytree(dense, root)
-    found = read_bundle(root)
-    return rewrite(found, {}, decision={**found.spec.decision, "temperature": 5.0})
+    return less_sure(dense, tmp_path_factory.mktemp("newer") / "bundle")
 
 
 @pytest.fixture
 def bench(tmp_path, dense):
-    made = []
-
-    def build(**settings) -> Bench:
-        made.append(Bench(tmp_path, dense, **settings))
-        return made[-1]
-
-    yield build
-    for item in made:
-        item.close()
+    with benches(tmp_path, dense) as build:
+        yield build
 
 
 def states(made: Bench) -> dict[int, tuple[str, str | None]]:

@@ -1,15 +1,14 @@
 """A shadow sees each study beside the active model: compared, never sent, and its crashes cost nothing else."""
 
 import os
-import shutil
 import signal
 
 import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
-from workbench import Bench, slices
+from workbench import Bench, benches, less_sure, slices
 
-from hscc_edge.bundle import read_bundle, rewrite
+from hscc_edge.bundle import read_bundle
 from hscc_edge.serve.config import ServedModel
 from hscc_edge.serve.instances import REPORTED
 from hscc_edge.serve.worker import models
@@ -20,24 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:Dep
 
 @pytest.fixture(scope="module")
 def candidate(dense, tmp_path_factory):
-    """A later version that is less sure."""
-    root = tmp_path_factory.mktemp("candidate") / "bundle"
-    shutil.copytree(dense, root)
-    found = read_bundle(root)
-    return rewrite(found, {}, decision={**found.spec.decision, "temperature": 5.0})
+    return less_sure(dense, tmp_path_factory.mktemp("candidate") / "bundle")
 
 
 @pytest.fixture
 def bench(tmp_path, dense, candidate):
-    made = []
-
-    def build(**settings) -> Bench:
-        made.append(Bench(tmp_path, dense, model=(ServedModel(dense, "tiny", shadow=candidate.root),), **settings))
-        return made[-1]
-
-    yield build
-    for item in made:
-        item.close()
+    with benches(tmp_path, dense, model=(ServedModel(dense, "tiny", shadow=candidate.root),)) as build:
+        yield build
 
 
 def shadowed(made: Bench) -> int:

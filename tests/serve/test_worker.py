@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
-from workbench import Bench, numbers, pixels_of, slices
+from workbench import benches, numbers, pixels_of, slices
 
 from hscc_edge.runtime import infer_each, open_runtime
 from hscc_edge.runtime.startup import Started
@@ -22,15 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:Dep
 
 @pytest.fixture
 def bench(tmp_path, dense):
-    made = []
-
-    def build(**settings) -> Bench:
-        made.append(Bench(tmp_path, dense, **settings))
-        return made[-1]
-
-    yield build
-    for item in made:
-        item.close()
+    with benches(tmp_path, dense) as build:
+        yield build
 
 
 def crash() -> None:

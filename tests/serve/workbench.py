@@ -1,14 +1,17 @@
 """A worker of one's own: studies are put straight into its journal, and its network may be told to misbehave."""
 
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pydicom
 
-from hscc_edge.bundle import read_bundle
+from hscc_edge.bundle import Bundle, read_bundle, rewrite
 from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.runtime.startup import Started, timed_open
@@ -110,6 +113,19 @@ class Bench:
     def close(self) -> None:
         self.worker.close()
         self.journal.close()
+
+
+@contextmanager
+def benches(root: Path, dense: Path, **always) -> Iterator[Callable[..., Bench]]:
+    """What makes benches, closed at the end."""
+    with ExitStack() as made:
+        yield lambda **settings: made.enter_context(closing(Bench(root, dense, **always, **settings)))
+
+
+def less_sure(dense: Path, root: Path) -> Bundle:
+    """A later version of a bundle."""
+    found = read_bundle(shutil.copytree(dense, root))
+    return rewrite(found, {}, decision={**found.spec.decision, "temperature": 5.0})
 
 
 def slices(phantom, name: str, count: int, start: int = 0, **changes) -> list[bytes]:
