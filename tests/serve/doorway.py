@@ -1,10 +1,6 @@
 """The intake in the test's own process, on a socket of loopback, without a model behind it."""
 
-import json
 import socket
-import subprocess
-import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,45 +46,3 @@ def doorway(root: Path, door: Listener | None = None, **settings: object):
         yield found
     finally:
         found.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
-class Orthanc:
-    """A real archive that knows one modality, "edge"."""
-
-    def __init__(self, root: Path, dicom_port: int, edge_port: int) -> None:
-        root.mkdir()
-        self.http = free_port()
-        settings = {
-            "StorageDirectory": str(root / "db"), "IndexDirectory": str(root / "db"), "DicomPort": dicom_port,
-            "HttpPort": self.http, "DicomAet": "ORTHANC", "Plugins": [], "AuthenticationEnabled": False,
-            "RemoteAccessAllowed": False, "DicomModalities": {"edge": ["HSCC_EDGE", "127.0.0.1", edge_port]},
-        }  # fmt: skip
-        (root / "orthanc.json").write_text(json.dumps(settings))
-        self.log = (root / "log").open("wb")
-        self.process = subprocess.Popen(
-            ["/usr/sbin/Orthanc", str(root / "orthanc.json")], stdout=self.log, stderr=self.log
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                self.ask("/system")
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        raise RuntimeError((root / "log").read_text())
-
-    def ask(self, path: str, body: object = None):
-        data = None if body is None else (body if isinstance(body, bytes) else json.dumps(body).encode())
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", data, timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-        self.log.close()

@@ -71,6 +71,10 @@ class Orthanc:
         """What its REST interface answers."""
         return httpx.get(self.url + path, trust_env=False, timeout=30).raise_for_status().json()
 
+    def post(self, path: str, content: object) -> Any:
+        """What it answers when it is asked to do something."""
+        return httpx.post(self.url + path, json=content, trust_env=False, timeout=30).raise_for_status().json()
+
     def edge(self, port: int, title: str = "HSCC_EDGE") -> None:
         """Tell it where its commitment reports go."""
         content = {"AET": title, "Host": "127.0.0.1", "Port": port}
@@ -91,7 +95,7 @@ class Orthanc:
 
     def _number(self, sop: str) -> str:
         query = {"Level": "Instance", "Query": {"SOPInstanceUID": sop}}
-        (number,) = httpx.post(f"{self.url}/tools/find", json=query, trust_env=False).json()
+        (number,) = self.post("/tools/find", query)
         return str(number)
 
     def destination(self, **changes: Any) -> Destination:

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pydicom
 import pytest
 from box import storescu, wait_for
-from doorway import Orthanc, doorway, free_port
+from doorway import doorway
+from orthanc import Orthanc
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 
@@ -25,19 +26,21 @@ def references(files):
 
 
 def test_orthanc_gets_a_promise_for_what_is_here_and_reasons_for_the_rest(tmp_path, files):
-    port = free_port()
-    with doorway(tmp_path, Listener(commitment=True, commitment_peers=(f"ORTHANC@127.0.0.1:{port}",))) as door:
+    archive = Orthanc(tmp_path / "orthanc")
+    peers = (f"ARCHIVE@127.0.0.1:{archive.port}",)
+    with doorway(tmp_path, Listener(commitment=True, commitment_peers=peers)) as door:
         assert storescu(door.port, files) == set(files)
-        archive = Orthanc(tmp_path / "orthanc", port, door.port)
+        archive.start()
         try:
+            archive.edge(door.port)
             kept = references(files)
             unknown = {"SOPClassUID": kept[0]["SOPClassUID"], "SOPInstanceUID": generate_uid()}
             other_class = {**kept[0], "SOPClassUID": CTImageStorage}
 
             def report(items):
-                asked = archive.ask("/modalities/edge/storage-commitment", {"DicomInstances": items})
-                assert wait_for(lambda: archive.ask(asked["Path"])["Status"] != "Pending", 30)
-                return archive.ask(asked["Path"])
+                asked = archive.post("/modalities/edge/storage-commitment", {"DicomInstances": items})
+                assert wait_for(lambda: archive.get(asked["Path"])["Status"] != "Pending", 30)
+                return archive.get(asked["Path"])
 
             found = report(kept)
             assert found["Status"] == "Success" and len(found["Success"]) == len(files)
@@ -46,7 +49,7 @@ def test_orthanc_gets_a_promise_for_what_is_here_and_reasons_for_the_rest(tmp_pa
             reasons = {item["SOPInstanceUID"]: item["FailureReason"] for item in found["Failures"]}
             assert reasons == {unknown["SOPInstanceUID"]: 0x0112, kept[0]["SOPInstanceUID"]: 0x0119}
         finally:
-            archive.close()
+            archive.stop()
         assert door.rows("SELECT DISTINCT state FROM promises") == [("told",)]
 
 

@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import subprocess
 import threading
 from contextlib import contextmanager
 from io import BytesIO
@@ -11,12 +10,13 @@ import httpx
 import pydicom
 import pytest
 import uvicorn
+from authority import Authority
 from box import wait_for
 from dicomweb_client.api import DICOMwebClient
 from orthanc_dicomweb import orthanc
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
-from hscc_edge.serve.config import Config, Listener, Tls, Web
+from hscc_edge.serve.config import Config, Listener, Web
 from hscc_edge.serve.doors.multipart import Parts
 from hscc_edge.serve.doors.tokens import add_token, remove_token
 from hscc_edge.serve.station import Station, open_state
@@ -241,19 +241,13 @@ def test_a_token_opens_until_it_is_taken_back(tmp_path, files):
 
 
 def test_mutual_tls_opens_without_a_token(tmp_path, files):
-    certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    tls = Tls(certificate, key, certificate)
+    tls = Authority(tmp_path / "authority").sign("own")
     with serving(tmp_path, web=Web(stow=True, tls=tls)) as (station, url):
-        context = ssl.create_default_context(cafile=str(certificate))
+        context = ssl.create_default_context(cafile=str(tls.authorities))
         request = {"content": body(files[0].read_bytes()), "headers": {"Content-Type": KIND}}
         with httpx.Client(verify=context, trust_env=False) as stranger:
             assert stranger.post(f"{url}/studies", **request).status_code == 403
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(tls.certificate, tls.key)
         with httpx.Client(verify=context, trust_env=False) as known:
             assert known.post(f"{url}/studies", **request).status_code == 200
         assert len(rows(station)) == 1
