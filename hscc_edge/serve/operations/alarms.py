@@ -12,9 +12,12 @@ from typing import Any
 
 from hscc_edge.serve.config import Config, Listener, Web
 from hscc_edge.serve.config_rules import is_loopback
+from hscc_edge.serve.instances import RECEIVED
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.operations.certificates import certificates
 from hscc_edge.serve.operations.health import STALE_S
+from hscc_edge.serve.outbox import DEAD
+from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.web import views
 from hscc_edge.serve.web.words import span
 
@@ -102,19 +105,19 @@ def _disk(config: Config) -> Iterator[Alarm]:
 
 
 def _queue(config: Config, journal: Journal) -> Iterator[Alarm]:
-    found = views.queue(journal)
-    if found["dead"]:
+    dead = by_state(journal, "deliveries").get(DEAD, 0)
+    if dead:
         yield Alarm(
             BAD,
-            f"{found['dead']} dead {'letter' if found['dead'] == 1 else 'letters'}: results that did not arrive",
+            f"{dead} dead {'letter' if dead == 1 else 'letters'}: results that did not arrive",
             "Mend what refused them, then send them again.",
             "/outbox",
         )
-    limit = min(config.max_waiting, views.MANY)
-    if found["instances"] >= 0.8 * limit:
+    waiting = by_state(journal, "instances").get(RECEIVED, 0)
+    if waiting >= 0.8 * min(config.max_waiting, views.MANY):
         yield Alarm(
             WARN,
-            f"{found['instances']} instances wait for work",
+            f"{waiting} instances wait for work",
             f"At {config.max_waiting} more are refused with 0xA700.",
             "/studies?state=open",
         )
