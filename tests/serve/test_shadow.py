@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from statsmodels.stats.proportion import proportion_confint
 from workbench import Bench, benches, less_sure, slices
 
 from hscc_edge.bundle import read_bundle
-from hscc_edge.serve.config import ServedModel
+from hscc_edge.serve.config import Config, ServedModel
 from hscc_edge.serve.instances import REPORTED
+from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.station import Station, open_state
 from hscc_edge.serve.worker import models
 from hscc_edge.serve.worker.comparison import compare, wilson
 
@@ -94,3 +97,22 @@ def test_a_shadow_may_become_active_and_end(bench, phantom, candidate):
 @pytest.mark.parametrize(("count", "of"), [(0, 5), (5, 5), (3, 7), (950, 1000)])
 def test_the_interval_is_wilsons(count, of):
     assert wilson(count, of) == pytest.approx(proportion_confint(count, of, method="wilson"), abs=1e-12)
+
+
+@pytest.mark.parametrize("commits", range(4))
+def test_a_start_that_is_cut_short_leaves_the_shadow_to_the_next_one(tmp_path, dense, candidate, monkeypatch, commits):
+    config = Config(tmp_path / "state", (ServedModel(dense, "tiny", shadow=candidate.root),))
+    station = Station(config, open_state(config.state))
+    journal, transaction, allowed = station.journal(), Journal.transaction, iter(range(commits))
+
+    def cut(self):
+        if next(allowed, None) is None:
+            raise OSError
+        return transaction(self)
+
+    with monkeypatch.context() as patch, suppress(OSError):
+        patch.setattr(Journal, "transaction", cut)
+        models.ensure(station, journal)
+    models.ensure(station, journal)
+    assert models.find(journal, "tiny", models.SHADOW).digest == candidate.digest
+    journal.close()

@@ -132,6 +132,8 @@ def install(station: Station, journal: Journal, source: Path, name: str = "", st
             f"INSERT INTO models ({COLUMNS}) VALUES (?, ?, ?, ?, ?, NULL, ?)",
             (bundle.digest, chosen, bundle.spec.version, folder, INSTALLED, time.time()),
         )
+        if state == SHADOW:
+            _end_shadow(db, chosen)
         _set(db, bundle.digest, state)
         _next_generation(db)
     return named(journal, bundle.digest)
@@ -191,9 +193,7 @@ def set_shadow(journal: Journal, name: str, digest: str | None) -> Model | None:
     if model is not None and model.state == ACTIVE:
         raise InputError(f"{model.name} {model.digest[:12]} is active: choose another bundle as its shadow")
     with journal.transaction() as db:
-        old = db.execute("SELECT digest FROM models WHERE name = ? AND state = ?", (name, SHADOW)).fetchall()
-        for (other,) in old:
-            _set(db, other, INSTALLED)
+        _end_shadow(db, name)
         if model is not None:
             _set(db, model.digest, SHADOW)
         _next_generation(db)
@@ -252,8 +252,7 @@ def _ensure_shadow(station: Station, journal: Journal, name: str, source: Path) 
     digest = read_bundle(source, verify=False).digest
     if any(model.digest == digest for model in models(journal)):
         return
-    install(station, journal, source, name)
-    set_shadow(journal, name, digest)
+    install(station, journal, source, name, SHADOW)
 
 
 def _require_signature(station: Station, root: Path) -> None:
@@ -302,6 +301,11 @@ def _set(db: sqlite3.Connection, digest: str, state: str, reason: str | None = N
         "WHERE digest = ?",
         (state, reason, time.time(), digest),
     )
+
+
+def _end_shadow(db: sqlite3.Connection, name: str) -> None:
+    for (digest,) in db.execute("SELECT digest FROM models WHERE name = ? AND state = ?", (name, SHADOW)).fetchall():
+        _set(db, digest, INSTALLED)
 
 
 def _next_generation(db: sqlite3.Connection) -> None:
