@@ -62,7 +62,7 @@ class Listener:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             thread = self._begin(connection, address[0])
             with self._lock:
-                self._serving = {known for known in self._serving if known.is_alive()} | {thread}
+                self._serving.add(thread)
             thread.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             LOG.warning("event=accept_failed reason=%s", type(error).__name__)
