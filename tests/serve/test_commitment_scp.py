@@ -12,7 +12,7 @@ from pynetdicom import AE, evt
 
 from hscc_edge.serve.config import Listener, Retention
 from hscc_edge.serve.doors import commitment_scp
-from hscc_edge.serve.doors.commitment_scp import INSTANCE, PUSH_MODEL
+from hscc_edge.serve.results.commitment import INSTANCE, PUSH_MODEL
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hscc_edge.errors import HsccError, extra
 from hscc_edge.serve.clock import ticks
 from hscc_edge.serve.config import Config, Listener
 from hscc_edge.serve.crash import crash_point
 from hscc_edge.serve.journal import Journal
+from hscc_edge.serve.results.commitment import INSTANCE, PUSH_MODEL, REQUEST
+from hscc_edge.serve.results.storage_user import PLAIN
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.tls import client_context
@@ -30,9 +31,7 @@ with extra("device"):
     from pynetdicom import AE, build_role
 
 LOG = logging.getLogger(__name__)
-PUSH_MODEL = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model SOP Class (PS3.4 J.3)
-INSTANCE = "1.2.840.10008.1.20.1.1"
-REQUEST, ALL_KEPT, SOME_FAILED = 1, 1, 2  # Action Type ID; Event Type IDs
+ALL_KEPT, SOME_FAILED = 1, 2  # Event Type IDs
 SUCCESS, MISSING_ATTRIBUTE, NO_SUCH_ACTION, NO_SUCH_INSTANCE = 0x0000, 0x0120, 0x0123, 0x0112  # PS3.7 annex C
 # Failure Reason (0008,1197), PS3.3 section C.14.1.1
 PROCESSING_FAILURE, NOT_HERE, CLASS_CONFLICT, NO_PLACE_FOR_EVER = 0x0110, 0x0112, 0x0119, 0x0213
@@ -172,7 +171,7 @@ def _call(
     door = station.config.dicom
     entity = AE(ae_title=door.ae_title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = door.idle_s
-    entity.add_requested_context(PUSH_MODEL, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    entity.add_requested_context(PUSH_MODEL, list(PLAIN))
     try:
         tls = (client_context(door.tls), address[0]) if door.tls else None
     except HsccError as error:

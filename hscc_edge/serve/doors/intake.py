@@ -15,14 +15,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
 from hscc_edge.errors import StorageError, extra
 from hscc_edge.serve import studies, tls
 from hscc_edge.serve.audit import audit
 from hscc_edge.serve.doors import commitment_scp, contexts
 from hscc_edge.serve.doors.admission import NOT_UNDERSTOOD, SUCCESS, Admission, Verdict
-from hscc_edge.serve.doors.commitment_scp import PUSH_MODEL
 from hscc_edge.serve.doors.content import UID
 from hscc_edge.serve.doors.draft import Draft, head_of
 from hscc_edge.serve.doors.listener import Listener
@@ -30,7 +27,8 @@ from hscc_edge.serve.doors.reactor import Served
 from hscc_edge.serve.doors.seats import Lobby, Seats
 from hscc_edge.serve.doors.store_message import StoreRequest
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.results.commitment import on_event_report
+from hscc_edge.serve.results.commitment import PUSH_MODEL, on_event_report
+from hscc_edge.serve.results.storage_user import PLAIN
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
 
@@ -42,7 +40,6 @@ with extra("device"):
 
 LOG = logging.getLogger(__name__)
 DRAIN_S, REPORT_EVERY_S = 2.0, 1.0
-PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 NOT_AUTHORISED = 0x0124  # PS3.7 annex C
 MOST_IN_LOBBY, LONGEST_IN_LOBBY_S = 64, 10.0
 LIMIT_EXCEEDED, ADDRESS = (0x02, 0x03, 0x02), (0x01, 0x01, 0x01)  # result, source, reason: PS3.8 section 9.3.4
