@@ -13,6 +13,7 @@ from workbench import Bench, benches, less_sure, slices
 from hscc_edge.bundle import Bundle, add_files, read_bundle, rewrite
 from hscc_edge.errors import BundleError, ConfigError, EngineError, InputError
 from hscc_edge.export.reference import REFERENCE, reference_file
+from hscc_edge.serve.audit import read as read_audit
 from hscc_edge.serve.config import Route, ServedModel
 from hscc_edge.serve.instances import REPORTED
 from hscc_edge.serve.worker import models
@@ -136,6 +137,8 @@ def test_a_damaged_copy_gives_way_when_the_daemon_starts(bench, dense, newer):
     (bundle,) = ready(made.station, made.journal)
     assert bundle.digest == read_bundle(dense).digest
     assert states(made)[newer.spec.version] == (models.WITHDRAWN, "the self-test failed")
+    (line,) = read_audit(made.station.config.state, made.station.key)
+    assert (line.action, line.facts["reason"]) == ("model-rollback", "the self-test failed")
 
 
 class Worn:

@@ -61,11 +61,20 @@ def _ready(station: Station, journal: Journal, model: models.Model) -> Bundle:
     except InferenceUnavailable:
         raise
     except HsccError:
-        old = models.roll_back(journal, model.name, TEST_FAILED)
+        old = _roll_back(station, journal, model.name, TEST_FAILED)
         if old is None:
             raise
         return _ready(station, journal, old)
     return bundle
+
+
+def _roll_back(station: Station, journal: Journal, name: str, reason: str) -> models.Model | None:
+    """Go back to the model before, and tell who looks after this one."""
+    old = models.roll_back(journal, name, reason)
+    if old is not None:
+        LOG.error("event=model_rolled_back to=%s reason=%s", old.digest[:12], reason.replace(" ", "_"))
+        audit(station, "model-rollback", account="hscc-edge", model=name, reason=reason)
+    return old
 
 
 def run(station: Station) -> None:
@@ -166,7 +175,7 @@ class Worker:
             LOG.error("event=model_failed model=%s reason=%s", model.digest[:12], type(error).__name__)
             if model.name not in self._lanes and isinstance(error, InferenceUnavailable):
                 raise  # at the start it is the device that is not ready, not the model that is worse
-            old = self._roll_back(model.name, TEST_FAILED)
+            old = _roll_back(self._station, self._journal, model.name, TEST_FAILED)
             if old is None:
                 raise
             if (lane := self._lanes.get(model.name)) is None or lane.bundle.digest != old.digest:
@@ -279,20 +288,13 @@ class Worker:
         if failed:
             bad, of = failures(self._journal, observed.digest)
             if of >= FEWEST_STUDIES and bad > self._rates[name] * of:
-                self._roll_back(name, f"{bad} of the last {of} studies failed")
+                _roll_back(self._station, self._journal, name, f"{bad} of the last {of} studies failed")
             return
         reason = self._watches[name].seen(len(observed.seen))
         if reason is not None:
             LOG.warning("event=drift model=%s", observed.digest[:12])
             if self._config.drift.roll_back:
-                self._roll_back(name, f"drift: {reason}")
-
-    def _roll_back(self, name: str, reason: str) -> models.Model | None:
-        old = models.roll_back(self._journal, name, reason)
-        if old is not None:
-            LOG.error("event=model_rolled_back to=%s reason=%s", old.digest[:12], reason.replace(" ", "_"))
-            audit(self._station, "model-rollback", account="hscc-edge", model=name, reason=reason)
-        return old
+                _roll_back(self._station, self._journal, name, f"drift: {reason}")
 
 
 def groups(due: Sequence[Due], batch: int) -> Iterator[list[Due]]:
