@@ -113,20 +113,23 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The processes that decode and infer.
+    """The processes that read and infer.
 
     Attributes:
         runtime: a key of `hscc_edge.runtime`.
         threads: of one inference.
+        readers: processes that read files while others are inferred; 0 for as many as there are processors but one, at
+            most four.
         batch: images that are inferred at once, across studies; above 1 an image's last bits may depend on those that
             share the batch with it, and differ from what `validate` saw.
-        timeout_s: a batch that takes longer is given up; its studies are tried again alone, then set aside.
+        timeout_s: a batch, or a file, that takes longer is given up; its studies are tried again alone, then set aside.
         memory_mib: address space of the process that infers may grow by so much; 0 for no limit.
     """
 
     runtime: str = "ort"
     precision: str = "fp32"
     threads: int = 1
+    readers: int = 0
     batch: int = 1
     timeout_s: float = 120.0
     memory_mib: int = 0

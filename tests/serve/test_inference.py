@@ -113,7 +113,7 @@ def test_the_process_holds_no_handle_of_its_parents(bundle, tmp_path):
     with (tmp_path / "lock").open("w") as lock:
         inference = of(bundle)
         inference.start()
-        child = inference._child.pid
+        child = inference.pid
         held = {os.readlink(f"/proc/{child}/fd/{name}") for name in os.listdir(f"/proc/{child}/fd") if int(name) > 2}
         assert str(tmp_path / "lock") not in held and lock.fileno() > 2
         assert sum(name.startswith("pipe:") for name in held) >= 2

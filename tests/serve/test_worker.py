@@ -34,7 +34,7 @@ def test_studies_share_batches_and_decide_as_alone(bench, phantom):
     made = bench(batch=4)
     uids = [made.put(slices(phantom, str(number), 3, 3 * number)) for number in range(1, 4)]
     assert made.work() == 3
-    assert made.sizes() == [4, 2, 3]
+    assert made.sizes() == [4, 4, 1]
     current = "SELECT content FROM reports WHERE study = ? AND model = 'tiny' AND current = 1"
     shared = [numbers(content) for uid in uids for (content,) in made.journal.read(current, (uid,))]
     assert all(made.states(uid) == [(REPORTED, None)] * 3 for uid in uids)
@@ -156,5 +156,5 @@ def test_an_input_of_another_shape_is_not_taken(bench):
     lane = made.worker._lanes["tiny"]
     colour = np.zeros((3, 64, 64), np.float32)
     assert not lane.add("1.2.3", Input((), {}), colour) and not lane.add("1.2.3", Input((), {}), colour[:1, :32])
-    lane.flush()
+    lane.push()
     assert made.sizes() == []

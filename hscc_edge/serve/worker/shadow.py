@@ -80,15 +80,17 @@ class Shadows:
         return True
 
     def _seen(self, study: str, lane: Lane) -> Sequence[Observation]:
-        lane.begin()
         who = self._station.who(study)
+        lane.clear()
         try:
             reading = self._reader.read(study, of_study(self._journal, study), [lane])
-            lane.flush()
+            lane.wait(study)
         except InferenceUnavailable:
             raise
         except Exception as error:  # whatever a step throws at hostile input: the active model has had its turn
             return [Observation(who, failed=type(error).__name__)]
+        if reading.fault is not None:
+            return [Observation(who, failed=reading.fault)]
         if study in lane.failed:
             return [Observation(who, failed=lane.failed[study])]
         return [observation(self._station, case) for case in lane.decided(study, reading.dropped(lane.name))]
