@@ -10,6 +10,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from hscc_edge.data.dicom import FAULTS, Image
+from hscc_edge.data.percentiles import percentiles
 from hscc_edge.data.volume import Volume
 
 FEATURES = ("window_centre", "window_width", "spacing_mm", "brightness", "contrast", "noise")
@@ -25,7 +26,7 @@ def appearance(image: Image | Volume, spacing_mm: float | None) -> dict[str, flo
     """
     plane = image.pixels[len(image.pixels) // 2] if isinstance(image, Volume) else image.pixels
     grey = plane.mean(axis=-1) if plane.ndim == 3 else plane
-    low, middle, high = (float(value) for value in np.percentile(grey[::STEP, ::STEP], (1, 50, 99)))
+    low, middle, high = percentiles(grey[::STEP, ::STEP], (1, 50, 99))
     found = {"brightness": middle, "contrast": high - low}
     if high > low:
         found["noise"] = _noise(grey) / (high - low)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hscc_edge.data.dicom import Headers
+from hscc_edge.data.percentiles import percentiles
 from hscc_edge.errors import ConfigError
 
 Pixels = NDArray[np.float32]
@@ -75,10 +76,12 @@ def percentile(sample: Sample, *, lower: float, upper: float, padding: str = "co
     seen = sample.pixels
     if padding == "exclude" and sample.padding is not None:
         seen = seen[:, ~sample.padding]
-    low, high = np.percentile(seen, (lower, upper))
+    low, high = percentiles(seen, (lower, upper))
     if high <= low:
         return sample.holding(np.zeros_like(sample.pixels))
-    return sample.holding(np.clip((sample.pixels - low) / (high - low), 0, 1))
+    scaled = np.subtract(sample.pixels, low, dtype=np.float64)
+    scaled /= high - low  # in place: a new array of this size costs more than the arithmetic
+    return sample.holding(np.clip(scaled, 0, 1, out=scaled))
 
 
 def scale_range(sample: Sample, *, a_min: float, a_max: float, b_min: float = 0.0, b_max: float = 1.0,
