@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class HsccError(Exception):
@@ -82,6 +83,13 @@ class GateError(HsccError):
     """The evidence does not support the claim."""
 
     exit_code = 1
+
+
+def require(package: str, name: str) -> None:
+    """Hold that a package is installed that is imported later; raises as `extra` does."""
+    with extra(name):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def report_maker() -> MakeReport | None:
         import pydicom
 
         from hscc_edge.serve.doors.content import digest_of
-        from hscc_edge.serve.results.sr import build_report, report_uid
+        from hscc_edge.serve.results.measurement_report import build_report
+        from hscc_edge.serve.results.sr import report_uid
     except MissingExtraError:
         return None
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hscc_edge.cli.lean import without
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import StorageError
 
@@ -26,10 +27,11 @@ def serve(
 
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
-    from hscc_edge.serve.config_file import read_config
-    from hscc_edge.serve.logs import logging_to
-    from hscc_edge.serve.operations.health import liveness, readiness
-    from hscc_edge.serve.station import visit
+    with without("gdcm", "requests", "tqdm"):  # pydicom's: other processes decode, and no test files are fetched
+        from hscc_edge.serve.config_file import read_config
+        from hscc_edge.serve.logs import logging_to
+        from hscc_edge.serve.operations.health import liveness, readiness
+        from hscc_edge.serve.station import visit
 
     output = Output(as_json)
     if health:
@@ -41,7 +43,10 @@ def serve(
         output.say("alive and ready" if ready.well else f"alive, but not ready: {'; '.join(ready.faults)}")
         output.result({"alive": True, "ready": ready.well, "faults": list(ready.faults)})
         return
-    from hscc_edge.serve.daemon import Daemon
+    with without(
+        "gdcm", "requests", "tqdm"
+    ):  # pydicom's, which decode in a process of their own or fetch its test files
+        from hscc_edge.serve.daemon import Daemon
 
     daemon = Daemon(config)
     if check:

@@ -29,7 +29,6 @@ from hscc_edge.serve.operations.health import HEARTBEAT_S
 from hscc_edge.serve.results import delivery
 from hscc_edge.serve.station import Station, claim, open_state
 from hscc_edge.serve.supervisor import Role, Supervisor
-from hscc_edge.serve.web import server as web
 from hscc_edge.serve.worker import work
 
 LOG = logging.getLogger(__name__)
@@ -47,8 +46,14 @@ def roles(config: Config) -> list[Role]:
     found.append(Role("delivery", delivery.run))
     found.append(Role("upkeep", upkeep.run))
     if config.web.enabled:
-        found.append(Role("web", web.run))
+        found.append(Role("web", _web))
     return found
+
+
+def _web(station: Station) -> None:
+    from hscc_edge.serve.web import server  # by the process that needs it, and by no other
+
+    server.run(station)
 
 
 class Daemon:

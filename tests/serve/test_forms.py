@@ -16,9 +16,10 @@ from hscc_edge.serve import outbox
 from hscc_edge.serve.config import KIND_FORMS, Destination
 from hscc_edge.serve.results.evaluation import RECALL
 from hscc_edge.serve.results.forms import FORMS, deliveries, wanted
+from hscc_edge.serve.results.measurement_report import build_report, withdraw
 from hscc_edge.serve.results.result import read_result
 from hscc_edge.serve.results.sinks import SINKS
-from hscc_edge.serve.results.sr import build_report, derived_uid, report_uid, withdraw
+from hscc_edge.serve.results.sr import derived_uid, report_uid
 
 
 def report(predecessor=None, **changes) -> bytes:

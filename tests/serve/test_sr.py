@@ -12,9 +12,10 @@ from hscc_edge.errors import BundleError
 from hscc_edge.serve.config import Report
 from hscc_edge.serve.results import sr
 from hscc_edge.serve.results.evaluation import evaluations, probability_of, why
+from hscc_edge.serve.results.measurement_report import build_report
 from hscc_edge.serve.results.report import next_report
 from hscc_edge.serve.results.result import read_result
-from hscc_edge.serve.results.sr import build_report, check_codes, report_uid
+from hscc_edge.serve.results.sr import check_codes, report_uid
 
 UNLIKE = "unlike what the model was calibrated on (free energy over the limit)"
 IMPROBABLE = "the most probable finding has less than the probability 0.5"

@@ -12,8 +12,9 @@ from outgoing import FINDINGS, MR, bundle, decided, headers
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve.results.evaluation import RECALL
 from hscc_edge.serve.results.forms import FORMS
+from hscc_edge.serve.results.measurement_report import build_report, withdraw
 from hscc_edge.serve.results.result import read_result
-from hscc_edge.serve.results.sr import build_report, derived_uid, report_uid, withdraw
+from hscc_edge.serve.results.sr import derived_uid, report_uid
 
 VALIDATOR = [
     "java", "-XX:TieredStopAtLevel=1", "-Djdk.xml.xpathExprOpLimit=0", "-Djdk.xml.xpathTotalOpLimit=0",

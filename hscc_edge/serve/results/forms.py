@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from hscc_edge.serve.config import KIND_FORMS, Config, Destination
 from hscc_edge.serve.outbox import NewDelivery
 from hscc_edge.serve.results.fhir import fhir_report
-from hscc_edge.serve.results.key_object import key_object
 from hscc_edge.serve.results.oru import oru
 from hscc_edge.serve.results.result import Result, read_result
-from hscc_edge.serve.results.secondary_capture import secondary_capture
 from hscc_edge.serve.results.sr import enhanced, file_of
 
 PLAIN = "comprehensive-3d-sr"  # the report itself
@@ -38,11 +36,23 @@ def _enhanced(result: Result) -> Made:
     return Made(*enhanced(file_of(result.dataset)))
 
 
+def _secondary_capture(result: Result) -> Made:
+    from hscc_edge.serve.results.secondary_capture import secondary_capture  # with highdicom, as the report
+
+    return Made(*secondary_capture(result))
+
+
+def _key_object(result: Result) -> Made:
+    from hscc_edge.serve.results.key_object import key_object
+
+    return Made(*key_object(result))
+
+
 FORMS: dict[str, Callable[[Result], Made]] = {
     PLAIN: _comprehensive,
     "enhanced-sr": _enhanced,
-    "secondary-capture": lambda result: Made(*secondary_capture(result)),
-    "key-object": lambda result: Made(*key_object(result)),
+    "secondary-capture": _secondary_capture,
+    "key-object": _key_object,
     "hl7-oru": lambda result: Made(None, oru(result)),
     "fhir-report": lambda result: Made(None, fhir_report(result)),
 }

@@ -12,7 +12,7 @@ from hscc_edge.model.decision import Decision
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.results.forms import deliveries
-from hscc_edge.serve.results.sr import build_report, derived_uid, report_uid, withdraw
+from hscc_edge.serve.results.sr import derived_uid, report_uid
 from hscc_edge.serve.studies import NewReport
 
 
@@ -54,6 +54,8 @@ def next_report(
     uid = report_uid(bundle, inputs, old.sop if old else "")
     images = {str(image.SOPInstanceUID): image for case in told for image in case.images}
     pairs = [(case.decision, case.images) for case in told]
+    from hscc_edge.serve.results.measurement_report import build_report
+
     content = build_report(bundle, list(images.values()), pairs, uid, old.content if old else None)
     result = {
         "cases": [
@@ -89,6 +91,8 @@ def _taken_back(config: Config, model: str, old: _Current, reason: str) -> NewRe
 
 def withdrawal(config: Config, model: str, digest: str, sop: str, content: bytes, reason: str) -> NewReport:
     """The report that takes back another one and says why."""
+    from hscc_edge.serve.results.measurement_report import withdraw
+
     uid = derived_uid("withdrawn", sop, reason)
     result = {"cases": [{"label": None, "probabilities": [], "reason": reason}], "withdrawn": True}
     notice = withdraw(content, reason, uid)

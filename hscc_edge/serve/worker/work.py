@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hscc_edge.bundle import Bundle
-from hscc_edge.errors import HsccError
+from hscc_edge.errors import HsccError, require
 from hscc_edge.serve import studies
 from hscc_edge.serve.audit import audit
 from hscc_edge.serve.journal import Journal
@@ -41,6 +41,7 @@ def ready(station: Station, journal: Journal) -> list[Bundle]:
     Raises:
         HsccError: that says what is wrong.
     """
+    require("highdicom", "device")
     studies.begin_life(journal)
     return [_ready(station, journal, model) for model in models.ensure(station, journal)]
 
