@@ -22,7 +22,7 @@ class Decided:
 
     Attributes:
         decision: with its label, or with the reason why there is none.
-        images: headers of its images, pixels not needed.
+        images: its images: headers of the first, which the report carries, and what `sr.neutral` keeps of the others.
         digests: `instances.digest` of each.
     """
 

@@ -92,12 +92,23 @@ def check_codes(bundle: Bundle) -> None:
 
 def neutral(image: pydicom.Dataset) -> pydicom.Dataset:
     """What a document refers to an image by, and nothing that highdicom could find fault with."""
-    return _neutral(image.StudyInstanceUID, image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID)
+    return reference(image.StudyInstanceUID, image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID)
+
+
+def reference(study: str, sop_class: str, sop: str, series: str) -> pydicom.Dataset:
+    """An image as `neutral` makes it, of its UIDs alone."""
+    image = pydicom.Dataset()
+    for keyword in TYPE_2:
+        setattr(image, keyword, None)
+    image.StudyInstanceUID, image.SeriesInstanceUID = study, series
+    image.SOPClassUID, image.SOPInstanceUID = sop_class, sop
+    image.Modality, image.Rows, image.Columns = "OT", 1, 1  # that it is an image at all
+    return image
 
 
 def evidence_of(report: pydicom.Dataset) -> list[pydicom.Dataset]:
     """The images that a report refers to, like those that `neutral` makes."""
-    return [_neutral(*uids) for uids in references(report.CurrentRequestedProcedureEvidenceSequence)]
+    return [reference(*uids) for uids in references(report.CurrentRequestedProcedureEvidenceSequence)]
 
 
 def carry(target: pydicom.Dataset, source: pydicom.Dataset) -> None:
@@ -114,16 +125,6 @@ def carry(target: pydicom.Dataset, source: pydicom.Dataset) -> None:
                 target.add(source[keyword])
             elif keyword in TYPE_2:
                 setattr(target, keyword, None)
-
-
-def _neutral(study: str, sop_class: str, sop: str, series: str) -> pydicom.Dataset:
-    image = pydicom.Dataset()
-    for keyword in TYPE_2:
-        setattr(image, keyword, None)
-    image.StudyInstanceUID, image.SeriesInstanceUID = study, series
-    image.SOPClassUID, image.SOPInstanceUID = sop_class, sop
-    image.Modality, image.Rows, image.Columns = "OT", 1, 1  # that it is an image at all
-    return image
 
 
 def _enhanced_uid(uid: str) -> UID:

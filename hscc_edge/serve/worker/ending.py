@@ -12,6 +12,7 @@ from hscc_edge.serve.instances import NO_RESULT, REPORTED, Instance
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed
 from hscc_edge.serve.results.report import Decided, next_report
+from hscc_edge.serve.results.sr import reference
 from hscc_edge.serve.spool import Spool
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.studies import NewReport
@@ -98,19 +99,18 @@ def observation(station: Station, case: Case) -> Observation:
 def _reports(
     station: Station, journal: Journal, spool: Spool, reading: Reading, lane: Lane, cases: Sequence[Case]
 ) -> Iterator[NewReport]:
-    decided = [
-        Decided(
-            case.decision,
-            tuple(_headers(spool, row) for row in case.rows),
-            tuple(row.digest for row in case.rows),
-        )
-        for case in cases
-    ]
+    decided = [_decided(spool, case) for case in cases]
     reasons = sorted({reading.reason(row, lane.name) or NOTHING_USABLE for row in reading.rows})
     reason = reasons[0] if len(reasons) == 1 else NOTHING_USABLE
     made = next_report(station.config, journal, reading.study, lane.name, lane.bundle, decided, reason)
     if made is not None:
         yield made
+
+
+def _decided(spool: Spool, case: Case) -> Decided:
+    first, *others = case.rows
+    images = [reference(row.study, row.sop_class, row.sop, row.series) for row in others]
+    return Decided(case.decision, (_headers(spool, first), *images), tuple(row.digest for row in (first, *others)))
 
 
 def _headers(spool: Spool, row: Instance) -> pydicom.Dataset:
