@@ -55,7 +55,7 @@ class Bench:
             settings.pop("model", (ServedModel(dense, "tiny"),)),
             (Destination("archive"),),
             study=Study(quiet_s=0.0),
-            work=Work(batch=batch, timeout_s=settings.pop("timeout_s", 120.0)),
+            work=Work(batch=batch, timeout_s=settings.pop("timeout_s", 120.0), readers=settings.pop("readers", 1)),
             **settings,
         )
         self.station = Station(config, open_state(root / "state"))
@@ -92,9 +92,13 @@ class Bench:
     def work(self) -> int:
         """Until nothing is due; how many studies were finished."""
         done = 0
-        while studies.due(self.journal, 0.0):
+        while self.due():
             done += self.worker.step()
         return done
+
+    def due(self) -> list[studies.Due]:
+        """Complete studies, in their order."""
+        return studies.due(self.journal, 0.0)
 
     def states(self, study: str) -> list[tuple[str, str | None]]:
         return [(row.state, row.reason) for row in of_study(self.journal, study)]

@@ -161,11 +161,12 @@ class Worker:
         """
         done, until = self.refresh(), time.monotonic() + TURN_S
         due = studies.due(self._journal, self._config.study.quiet_s, on_release=self._config.study.on_release)
-        for study in due:
-            if self._station.stop.is_set() or time.monotonic() > until:
+        for study in [study for study in due if not self._flow.holds(study.uid)]:
+            if self._station.stop.is_set():
                 return done
-            if not self._flow.holds(study.uid):
-                done += self.refresh() + self._flow.take(study)
+            done += self.refresh() + self._flow.take(study)
+            if time.monotonic() > until:
+                return done
         return done + self._flow.drain()
 
     def shadow(self) -> int:
