@@ -70,7 +70,7 @@ def measured(root: Path, bundle: Path, studies: Sequence[Sequence[Path]], sender
         "p50_s": p50,
         "p90_s": p90,
         "p99_s": p99,
-        "most_s": seconds[-1],
+        "most_s": max(seconds),
     }
 
 
@@ -90,7 +90,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "# From a study's last instance to its delivered report", "",
         f"Made by `benchmarks/study_latency.py`; {found['machine']}; {found['date']}; {versions}.",
         f"{found['bundle']}, a decision for each {found['unit']}, studies of {found['slices']} slices "
-        f"({found['size']} x {found['size']}); modalities (storescu), archive (our receiver, which writes the file) and "
+        f"({found['size']} x {found['size']}); modalities (storescu), archive (our receiver, writing files) and "
         "daemon on the same machine. Not run on a Jetson.", "",
         "| senders at once | studies | p50 s | p90 s | p99 s |", "|---|---|---|---|---|", *rows, "",
     ])  # fmt: skip
