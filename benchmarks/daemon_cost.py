@@ -38,13 +38,17 @@ from hscc_edge.runtime import infer_each, open_runtime
 from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.validate.machine import machine_facts
 
-IMPORTS = ("hscc_edge.serve.daemon", "hscc_edge.runtime.ort")
+IMPORTS = """
+from hscc_edge.cli.lean import UNUSED, without
+with without(*UNUSED):
+    import hscc_edge.serve.daemon, hscc_edge.runtime.ort
+"""
 ROUNDS = 7
 SETTLE_S = 10.0
 IDLE_LIMIT_MB, IMPORT_LIMIT_S, OVERHEAD_LIMIT = 150, 1.0, 0.10
 
 
-def import_s(modules: tuple[str, ...]) -> float:
+def import_s(code: str) -> float:
     """Median seconds that importing takes in a fresh process, beyond Python's own start."""
 
     def once(code: str) -> float:
@@ -52,7 +56,6 @@ def import_s(modules: tuple[str, ...]) -> float:
         subprocess.run([sys.executable, "-c", code], check=True)
         return time.perf_counter() - start
 
-    code = "; ".join(f"import {name}" for name in modules)
     pairs = [(once("pass"), once(code)) for _ in range(ROUNDS)]
     return float(np.median([own - bare for bare, own in pairs]))
 

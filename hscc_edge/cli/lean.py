@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+# What pydicom imports if it can and the daemon never uses: other processes decode, and no test files are fetched.
+UNUSED = ("gdcm", "requests", "tqdm")
+
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:

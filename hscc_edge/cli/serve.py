@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hscc_edge.cli.lean import without
+from hscc_edge.cli.lean import UNUSED, without
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import StorageError
 
@@ -27,7 +27,7 @@ def serve(
 
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
-    with without("gdcm", "requests", "tqdm"):  # pydicom's: other processes decode, and no test files are fetched
+    with without(*UNUSED):
         from hscc_edge.serve.config_file import read_config
         from hscc_edge.serve.logs import logging_to
         from hscc_edge.serve.operations.health import liveness, readiness
