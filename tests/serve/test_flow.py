@@ -83,13 +83,13 @@ def test_many_readers_give_the_numbers_of_one(bench, phantom, tmp_path, dense):
 )
 def test_a_reader_that_dies_costs_a_retry_then_the_study_that_caused_it(bench, phantom, hurt, deed, reason):
     made = bench(timeout_s=1.0, readers=2)
-    before, doomed, after = (made.put(slices(phantom, str(number), 3, 3 * number)) for number in range(1, 4))
-    hurt[digests(made, doomed)[1]] = deed
+    before, doomed, after = (made.put(slices(phantom, str(number), 9, 9 * number)) for number in range(1, 4))
+    hurt |= dict.fromkeys(digests(made, doomed)[1:], deed)
     assert made.work() == 3
-    assert made.states(doomed) == [(NO_RESULT, reason)] * 3
+    assert made.states(doomed) == [(NO_RESULT, reason)] * 9
     assert made.kinds(doomed) == ["received", "started", "retried", "started", "no-result"]
     for uid in (before, after):
-        assert made.states(uid) == [(REPORTED, None)] * 3
+        assert made.states(uid) == [(REPORTED, None)] * 9
         assert made.kinds(uid) == ["received", "started", "reported"]
 
 

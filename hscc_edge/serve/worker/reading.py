@@ -154,11 +154,11 @@ class Reader:
         if self._broken is not None:
             raise self._broken
         child = self._away.popleft()
+        self._feed()
         for message, pixels in self._messages(child, reading):
             if message["kind"] == "input":
                 self._add(Input((row,), message["looks"], message["scanner"]), message, pixels, lanes, reading)
                 continue
-            self._feed()
             if message["reason"]:
                 if message["reason"] == DAMAGED:
                     LOG.error("event=spool_damaged instance=%s", self._station.who(row.sop))
