@@ -29,22 +29,27 @@ def redrive(
     output, station = Output(as_json), visit(read_config(config))
     journal = station.journal()
     try:
-        if unknown := sorted(set(numbers or []) - outbox.dead(journal)):
+        every = outbox.dead(journal)
+        if unknown := sorted(set(numbers or []) - every):
             raise InputError(f"{unknown[0]} is no dead letter: list them with hscc-edge redrive {config}")
         dead = outbox.dead_letters(journal)
-        sent = outbox.redrive(journal, None if everything else numbers) if everything or numbers else 0
-        if sent:
+        asked = len(every if everything else set(numbers or []))
+        sent = outbox.redrive(journal, None if everything else numbers) if asked else 0
+        if asked:
             audit(station, "redrive", letters=sent, ids=" ".join(map(str, numbers or [])) or "all")
     finally:
         journal.close()
-    if sent:
+    if asked:
         output.say(f"{sent} dead letters are to be sent again")
+        if asked > sent:
+            output.say(f"{asked - sent} are not: their destination has a later report of the study")
     else:
         rows = [(item.id, item.key, item.destination, item.form, item.reason or "", item.attempts) for item in dead]
         output.table("dead letters", ("id", "study", "destination", "form", "reason", "attempts"), rows, text=5)
     output.result(
         {
             "redriven": sent,
+            "superseded": asked - sent,
             "dead": [
                 {
                     "id": item.id, "study": item.key, "destination": item.destination, "form": item.form,

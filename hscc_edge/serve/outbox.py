@@ -13,7 +13,7 @@ from hscc_edge.serve.tallies import by_state
 from hscc_edge.serve.timeline import note
 
 PENDING, STORED, DELIVERED, DEAD = "pending", "stored", "delivered", "dead"
-WITHHELD = "withheld"  # its report was recalled before it was sent
+WITHHELD = "withheld"  # its report was recalled, or a later one sent, before it was
 IS_OPEN = "state IN ('pending', 'stored')"  # word for word as in the index, or SQLite does not use it
 
 
@@ -207,21 +207,30 @@ def dead(journal: Journal) -> set[int]:
 
 
 def redrive(journal: Journal, numbers: Sequence[int] | None = None) -> int:
-    """Send dead letters again, all of them or those with these ids; returns how many."""
+    """Send dead letters again, all of them or those with these ids; returns how many.
+
+    One whose destination has been sent a later report of the study meanwhile is withheld: the older would come last.
+    """
+    later = (
+        "EXISTS (SELECT 1 FROM deliveries AS n JOIN reports AS q ON q.id = n.report WHERE q.study = r.study "
+        "AND q.model = r.model AND n.destination = d.destination AND n.form = d.form AND n.id > d.id "
+        "AND n.sent IS NOT NULL)"
+    )
     with journal.transaction() as db:
         rows = db.execute(
-            "SELECT d.id, r.study, d.destination, d.form FROM deliveries AS d JOIN reports AS r ON r.id = d.report "
-            "WHERE d.state = ?",
+            f"SELECT d.id, r.study, d.destination, d.form, {later} FROM deliveries AS d "
+            "JOIN reports AS r ON r.id = d.report WHERE d.state = ?",
             (DEAD,),
         ).fetchall()
         chosen = [row for row in rows if numbers is None or row[0] in numbers]
-        for number, study, destination, form in chosen:
+        for number, study, destination, form, superseded in chosen:
+            state, kind, ended = (WITHHELD, "withheld", time.time()) if superseded else (PENDING, "redriven", None)
             db.execute(
-                "UPDATE deliveries SET state = ?, attempts = 0, next_tick = 0, ended = NULL WHERE id = ?",
-                (PENDING, number),
+                "UPDATE deliveries SET state = ?, attempts = 0, next_tick = 0, ended = ? WHERE id = ?",
+                (state, ended, number),
             )
-            note(db, study, "redriven", destination=destination, form=form)
-    return len(chosen)
+            note(db, study, kind, destination=destination, form=form)
+    return sum(not row[4] for row in chosen)
 
 
 def counts(journal: Journal) -> dict[str, int]:

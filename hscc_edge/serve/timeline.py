@@ -15,7 +15,7 @@ from hscc_edge.serve.journal import Journal
 
 KINDS = (
     "received", "reopened", "conflict", "started", "retried", "reported", "no-result", "sent", "committed", "failed",
-    "dead", "redriven", "recalled", "removed", "released",
+    "dead", "redriven", "withheld", "recalled", "removed", "released",
     "activated", "rolled-back", "drift", "drift-over",
 )  # fmt: skip
 

@@ -92,6 +92,22 @@ def test_what_is_refused_often_is_a_dead_letter_until_it_is_sent_again(tmp_path,
     ]  # fmt: skip
 
 
+def test_a_dead_letter_is_not_sent_after_a_later_report(tmp_path):
+    answers = [0xC000] * 3
+    with archive(lambda event: answers.pop() if answers else 0) as (port, kept):
+        desk = Desk(tmp_path, replace(QUICK, port=port))
+        first, found = desk.report(), courier(desk)
+        steps(found, desk)
+        second = desk.report(case=decided(count=3))
+        steps(found, desk)
+        assert desk.counts() == {"dead": 1, "delivered": 1} and second.predecessor == first.sop
+        assert outbox.redrive(desk.journal) == 0
+        steps(found, desk)
+    assert [item.SOPInstanceUID for item in kept] == [second.sop]
+    assert desk.counts() == {"withheld": 1, "delivered": 1}
+    assert timeline(desk.journal, "1.2.3")[-1].kind == "withheld"
+
+
 def test_an_archive_without_room_is_asked_until_it_has_some_and_nothing_is_counted(tmp_path):
     answers = [0xA701] * (TRIPS + 2)
     with archive(lambda event: answers.pop() if answers else 0) as (port, kept):
