@@ -10,7 +10,7 @@ OUT ?= results
 TOGETHER := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 POINTS ?= 1000
 
-.PHONY: setup system demo lint test test-all test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean
+.PHONY: setup system demo lint test test-all test-networks test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,10 @@ test: setup system lint
 # with whole sweeps, recoveries and further kinds of network
 test-all: setup system lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER)
+
+# engines of whole networks by a real builder, and compression of every kind of network
+test-networks: setup system
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --durations 30 tests/export/test_whole_networks.py tests/compress/test_networks.py
 
 # as root; about twenty minutes the first time, kept in build/arm64 (ARM64_ROOT)
 test-arm64: setup

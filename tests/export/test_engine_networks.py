@@ -4,6 +4,7 @@ The images are small, and the networks are as shallow as their kind allows: buil
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import pytest
@@ -31,14 +32,15 @@ BLOCKS = [
 ]  # fmt: skip
 
 
-def hscc_alexnet() -> nn.Module:
-    """AlexNet with own factors a region, a shared reduce, one region and a factorised Linear."""
-    network = AlexNet(1, 4, pool=1, hidden=32)
-    halves, parts = (Box((0, 0), (4, 7)), Box((4, 0), (7, 7))), (Box((0, 0), (3, 1)), Box((0, 1), (3, 3)))
+def hscc(network: AlexNet, side: int = 3, rank: int = 16) -> nn.Module:
+    """AlexNet with own factors a region, a shared reduce (on maps of that side), one region and a factorised Linear."""
+    wide = 2 * side + 1
+    halves = (Box((0, 0), (side + 1, wide)), Box((side + 1, 0), (wide, wide)))
+    parts = (Box((0, 0), (side, side // 2)), Box((0, side // 2), (side, side)))
     for name, structure, ranks, regions in (
-        ("features.3", "own-factors", (12, 8), halves),
-        ("features.6", "shared-reduce", (16,), parts),
-        ("features.8", "one-region", (16,), ()),
+        ("features.3", "own-factors", (rank, rank // 2), halves),
+        ("features.6", "shared-reduce", (rank,), parts),
+        ("features.8", "one-region", (rank,), ()),
         ("classifier.4", "one-region", (6,), ()),
     ):
         plan = LayerPlan(
@@ -50,7 +52,7 @@ def hscc_alexnet() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "alexnet": (lambda: AlexNet(1, 4, pool=1, hidden=32), (1, 64, 64)),
-    "hscc-alexnet": (hscc_alexnet, (1, 64, 64)),
+    "hscc-alexnet": (lambda: hscc(AlexNet(1, 4, pool=1, hidden=32)), (1, 64, 64)),
     "densenet": (lambda: nets.DenseNet(**WHOLE, out_channels=3, block_config=(2, 2, 2, 2)), (1, 32, 32)),
     "resnet": (
         lambda: nets.ResNet(
@@ -73,19 +75,24 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+def built(network: nn.Module, shape: tuple[int, ...], cache: Path) -> int:
+    """Engines of both precisions, each what was asked for, and none for a graph that is FP32; its half layers."""
+    full = export_onnx(network.eval(), shape)
+    facts: dict[str, EngineFacts] = {}
+    for precision, content in (("fp32", full), ("fp16", to_fp16(full))):
+        facts[precision] = build_engine(content, precision=precision, shape=shape, max_batch=2, cache=cache)
+    assert facts["fp32"].half_layers == 0
+    assert facts["fp16"].full_layers == () and facts["fp16"].bytes < facts["fp32"].bytes
+    with pytest.raises(EngineError, match=r"fp16 was asked for, and (\d+) of the \1 layers that compute are FP32 \("):
+        build_engine(full, precision="fp16", shape=shape, max_batch=2, cache=cache)
+    return facts["fp16"].half_layers
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_engine_has_the_precision_that_was_asked_for(name, tmp_path):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
-    full = export_onnx(make().eval(), shape)
-    facts: dict[str, EngineFacts] = {}
-    for precision, content in (("fp32", full), ("fp16", to_fp16(full))):
-        facts[precision] = build_engine(content, precision=precision, shape=shape, max_batch=2, cache=tmp_path)
-    assert facts["fp32"].half_layers == 0
-    assert facts["fp16"].half_layers > 20 and facts["fp16"].full_layers == ()
-    assert facts["fp16"].bytes < facts["fp32"].bytes
-    with pytest.raises(EngineError, match=r"fp16 was asked for, and (\d+) of the \1 layers that compute are FP32 \("):
-        build_engine(full, precision="fp16", shape=shape, max_batch=2, cache=tmp_path)
+    assert built(make(), shape, tmp_path) > 20
 
 
 @pytest.fixture(scope="module")
