@@ -14,7 +14,7 @@ from hscc_edge.data.phantom import write_phantom
 LONGEST = (
     "test_networks.py", "test_sweep.py", "test_pages.py", "test_kill.py", "test_contract.py", "test_remote.py",
     "test_distill.py", "test_delivery.py", "test_faults.py", "test_extras.py", "test_gate.py",
-    "test_engine_networks.py", "test_packaging.py", "test_volumes.py", "test_sinks.py", "test_latency.py",
+    "test_whole_networks.py", "test_packaging.py", "test_volumes.py", "test_sinks.py", "test_latency.py",
     "test_verbs.py",
 )  # fmt: skip
 

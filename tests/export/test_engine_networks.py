@@ -1,7 +1,4 @@
-"""Engines of whole networks from a real builder, and the precision check on them.
-
-The images are small, and the networks are as shallow as their kind allows: building takes time by the number of layers.
-"""
+"""Engines from a real builder, and the precision check on them. Whole networks are in test_whole_networks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +19,6 @@ from hscc_edge.model.layers import factorised, replace
 from hscc_edge.model.plan import Box, LayerPlan
 from hscc_edge.model.zoo import AlexNet, ViT
 from hscc_edge.runtime.engines import EngineFacts
-
-WHOLE = {"spatial_dims": 2, "in_channels": 1}
-# EfficientNet-B0's blocks, each once: kernels of 3 and 5, strides of 1 and 2, expanded and not.
-BLOCKS = [
-    "r1_k3_s11_e1_i32_o16_se0.25", "r1_k3_s22_e6_i16_o24_se0.25", "r1_k5_s22_e6_i24_o40_se0.25",
-    "r1_k3_s22_e6_i40_o80_se0.25", "r1_k5_s11_e6_i80_o112_se0.25", "r1_k5_s22_e6_i112_o192_se0.25",
-    "r1_k3_s11_e6_i192_o320_se0.25",
-]  # fmt: skip
 
 
 def hscc(network: AlexNet, side: int = 3, rank: int = 16) -> nn.Module:
@@ -53,15 +42,6 @@ def hscc(network: AlexNet, side: int = 3, rank: int = 16) -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "alexnet": (lambda: AlexNet(1, 4, pool=1, hidden=32), (1, 64, 64)),
     "hscc-alexnet": (lambda: hscc(AlexNet(1, 4, pool=1, hidden=32)), (1, 64, 64)),
-    "densenet": (lambda: nets.DenseNet(**WHOLE, out_channels=3, block_config=(2, 2, 2, 2)), (1, 32, 32)),
-    "resnet": (
-        lambda: nets.ResNet(
-            "bottleneck", [1, 1, 1, 1], [16, 32, 64, 128], spatial_dims=2, n_input_channels=1, num_classes=3
-        ),
-        (1, 32, 32),
-    ),
-    "efficientnet": (lambda: nets.EfficientNet(BLOCKS, **WHOLE, num_classes=3), (1, 32, 32)),
-    "seresnet": (lambda: nets.SEResNet50(layers=(1, 1, 1, 1), **WHOLE, num_classes=3), (1, 32, 32)),
     "vit": (
         lambda: ViT(1, 3, size=32, patch=16, hidden_size=48, mlp_dim=64, num_layers=2, num_heads=4),
         (1, 32, 32),
