@@ -162,6 +162,7 @@ def sweep_start(campaign: Campaign, point: Point, choice: random.Random) -> None
 
 def sweep_load(campaign: Campaign, point: Point, choice: random.Random) -> None:
     """Each call that changes the disk from a study's first byte to its report's delivery fails once."""
+    campaign.archive.mood = WELL
     for call in range(1, 1000):
         daemon = campaign.start()
         campaign.disk.arm(ERRORS[point.detail], call=call, shorten=call % 3 == 0)

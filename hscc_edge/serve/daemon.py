@@ -91,7 +91,7 @@ class Daemon:
         self._open_doors()
         supervisor = Supervisor(self.station, roles(self.config))
         supervisor.start()
-        self._write_status(supervisor)
+        self._attempt("heartbeat", lambda: self._write_status(supervisor))
         LOG.info("event=started ports=%s swept=%d models=%d", self._ports(), self.swept, len(self.models))
         self._attempt("audit", lambda: self._audit("started"))
         notify("READY=1")

@@ -14,7 +14,10 @@ from authority import Authority
 from box import Box, storescu, wait_for
 from repository import receiving
 
+from hscc_edge import durable
+from hscc_edge.errors import StorageError
 from hscc_edge.serve.config_file import read_config
+from hscc_edge.serve.daemon import Daemon
 from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.serve.operations.soundness import check
 from hscc_edge.serve.station import visit
@@ -126,3 +129,19 @@ def test_the_metrics_are_at_the_web_door(tmp_path, dense):
         assert wait_for(lambda: answered("/healthz")) and wait_for(lambda: answered("/readyz"))
         with urllib.request.urlopen(f"{root}/metrics", timeout=5) as answer:
             assert b"hscc_edge_up 1.0" in answer.read()
+
+
+def test_a_disk_that_fails_at_the_first_heartbeat_ends_no_daemon(tmp_path, dense, monkeypatch):
+    """The doors are open by then."""
+    failed, plain = [], durable.write_json
+
+    def failing(path, *content, **options):
+        if path.name == "daemon.json" and not failed:
+            failed.append(path)
+            raise StorageError("the disk fails")
+        plain(path, *content, **options)
+
+    monkeypatch.setattr(durable, "write_json", failing)
+    daemon = Daemon(Box(tmp_path, dense, 1).config)
+    daemon.run(until_idle_s=0.5)
+    assert failed and "stopped" in (tmp_path / "state" / "audit.jsonl").read_text()
