@@ -287,6 +287,25 @@ def test_an_archive_that_knows_no_comprehensive_3d_sr_gets_an_enhanced_one(tmp_p
     assert named.ReferencedSOPClassUID == EnhancedSRStorage
 
 
+def test_an_archive_that_may_have_stored_the_report_gets_no_second_one_unasked(tmp_path):
+    def dies(event):
+        event.assoc.abort()
+        return 0x0000
+
+    with archive(dies) as (port, kept):
+        desk = Desk(tmp_path, replace(QUICK, port=port))
+        desk.report()
+        courier(desk).step()
+        assert len(kept) == 1 and desk.reasons() == ["no answer"]
+    with archive(classes=(EnhancedSRStorage,)) as (port, others):
+        again = Courier(desk.station, desk.journal, replace(QUICK, port=port))
+        steps(again, desk)
+        assert desk.counts() == {"dead": 1} and not others
+        outbox.redrive(desk.journal)  # a person has looked
+        steps(again, desk)
+    assert desk.counts() == {"delivered": 1} and [item.SOPClassUID for item in others] == [EnhancedSRStorage]
+
+
 def test_an_archive_that_knows_no_sr_at_all_leaves_a_dead_letter(tmp_path):
     with archive(classes=("1.2.840.10008.5.1.4.1.1.4",)) as (port, kept):
         desk = Desk(tmp_path, replace(QUICK, port=port))

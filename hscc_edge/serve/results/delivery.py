@@ -144,7 +144,7 @@ class Courier:
         self._judge(outcome)
         if outcome.kind == TAKEN:
             self._taken(item)
-        elif outcome.kind == UNSUPPORTED and item.form == "comprehensive-3d-sr" and _is_comprehensive(item):
+        elif outcome.kind == UNSUPPORTED and _is_replaceable(item):
             outbox.replace(self._journal, item, *enhanced(item.content), "sent as an Enhanced SR: the other is refused")
             LOG.warning("event=sent_as_enhanced_sr destination=%s", self.name)
         else:
@@ -195,5 +195,10 @@ class Courier:
             self._told = self._breaker.open
 
 
-def _is_comprehensive(item: outbox.Delivery) -> bool:
-    return sop_class_of(item.content) == Comprehensive3DSRStorage
+def _is_replaceable(item: outbox.Delivery) -> bool:
+    """Whether an Enhanced SR may be sent in its place.
+
+    Not after a try that counts, of which nobody knows whether the archive stored the object: it would have two results.
+    """
+    plain = item.form == "comprehensive-3d-sr" and sop_class_of(item.content) == Comprehensive3DSRStorage
+    return plain and not item.attempts
