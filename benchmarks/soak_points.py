@@ -216,6 +216,8 @@ def disk_at_start(campaign: Campaign, point: Point, choice: random.Random) -> No
     except Refused:
         campaign.tally.refused_starts += 1
     campaign.tally.faults += campaign.disk.heal()[1]
+    if campaign.daemon is not None and campaign.daemon.wait_for_death(2.5):  # it failed when it had told its port
+        campaign.tally.refused_starts += 1
     campaign.start()
 
 

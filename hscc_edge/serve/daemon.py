@@ -86,17 +86,21 @@ class Daemon:
         """Serve until a signal, or until nothing is left to do for `until_idle_s`.
 
         Raises:
-            StorageError: if a port cannot be opened.
+            StorageError: if a port cannot be opened, or the first heartbeat not be written.
         """
         self._open_doors()
         supervisor = Supervisor(self.station, roles(self.config))
         supervisor.start()
-        self._attempt("heartbeat", lambda: self._write_status(supervisor))
-        LOG.info("event=started ports=%s swept=%d models=%d", self._ports(), self.swept, len(self.models))
-        self._attempt("audit", lambda: self._audit("started"))
-        notify("READY=1")
         try:
+            self._write_status(supervisor)
+            LOG.info("event=started ports=%s swept=%d models=%d", self._ports(), self.swept, len(self.models))
+            self._attempt("audit", lambda: self._audit("started"))
+            notify("READY=1")
             self._look_after(supervisor, until_idle_s)
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"{self.config.state} cannot be written ({type(error).__name__}): look at its disk"
+            ) from error
         finally:
             notify("STOPPING=1")
             supervisor.stop()

@@ -2,6 +2,7 @@
 works, reloaded, and asked for its health."""
 
 import json
+import multiprocessing
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 from xml.etree.ElementTree import fromstring
 
 import pydicom
+import pytest
 from authority import Authority
 from box import Box, storescu, wait_for
 from repository import receiving
@@ -131,17 +133,13 @@ def test_the_metrics_are_at_the_web_door(tmp_path, dense):
             assert b"hscc_edge_up 1.0" in answer.read()
 
 
-def test_a_disk_that_fails_at_the_first_heartbeat_ends_no_daemon(tmp_path, dense, monkeypatch):
-    """The doors are open by then."""
-    failed, plain = [], durable.write_json
-
+def test_a_disk_that_fails_at_the_first_heartbeat_leaves_no_process_behind(tmp_path, dense, monkeypatch):
     def failing(path, *content, **options):
-        if path.name == "daemon.json" and not failed:
-            failed.append(path)
-            raise StorageError("the disk fails")
-        plain(path, *content, **options)
+        raise StorageError("the disk fails")
 
-    monkeypatch.setattr(durable, "write_json", failing)
     daemon = Daemon(Box(tmp_path, dense, 1).config)
-    daemon.run(until_idle_s=0.5)
-    assert failed and "stopped" in (tmp_path / "state" / "audit.jsonl").read_text()
+    monkeypatch.setattr(durable, "write_json", failing)
+    with pytest.raises(StorageError, match="the disk fails"):
+        daemon.run(until_idle_s=0.5)
+    assert not [process for process in multiprocessing.active_children() if process.name == "work"]
+    assert "stopped" in (tmp_path / "state" / "audit.jsonl").read_text()
