@@ -39,7 +39,7 @@ from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.validate.machine import machine_facts
 
 IMPORTS = """
-from hscc_edge.cli.lean import UNUSED, without
+from hscc_edge.lean import UNUSED, without
 with without(*UNUSED):
     import hscc_edge.serve.daemon, hscc_edge.runtime.ort
 """

@@ -15,18 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hscc_edge"
 # From the bottom to the top; what shares a line does not import each other.
 LAYERS = (
-    ("errors",), ("durable", "power_mode"), ("data",), ("bundle",), ("model",), ("runtime",), ("export",),
+    ("errors",), ("durable", "lean", "power_mode"), ("data",), ("bundle",), ("model",), ("runtime",), ("export",),
     ("validate",), ("compress", "serve"), ("cli",), ("__main__",),
 )  # fmt: skip
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
-    "errors", "durable", "power_mode", "bundle", "model", "model.plan", "model.head", "model.logistic",
+    "errors", "durable", "lean", "power_mode", "bundle", "model", "model.plan", "model.head", "model.logistic",
     "model.decision", "export",
     "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
     "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance",
     "data.case", "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
-    "data.lock", "data.lookup", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
+    "data.lock", "data.lookup", "data.percentiles", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
     "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
 )  # fmt: skip
 WORKSTATION = {"runtime.eager", "validate.flips", "validate.saliency", "validate.robustness"}

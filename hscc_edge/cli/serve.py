@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from hscc_edge.cli.lean import UNUSED, without
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import StorageError
+from hscc_edge.lean import UNUSED, without
 
 
 def serve(

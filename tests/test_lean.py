@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hscc_edge.cli.lean import without
+from hscc_edge.lean import without
 
 
 def test_a_package_is_hidden_inside_and_there_again_outside(monkeypatch):
