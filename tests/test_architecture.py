@@ -26,8 +26,8 @@ DEVICE = (
     "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance",
     "data.case", "data.codestream", "data.cohort",
     "data.contained", "data.decoders", "data.dicom", "data.frames", "data.geometry", "data.jpeg12", "data.limits",
-    "data.lock", "data.lookup", "data.percentiles", "data.pixels", "data.preprocess", "data.pseudonym", "data.series", "data.slices",
-    "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
+    "data.lock", "data.lookup", "data.percentiles", "data.pixels", "data.preprocess", "data.pseudonym", "data.series",
+    "data.slices", "data.split", "data.steps", "data.steps_space", "data.subgroups", "data.voi", "data.volume",
 )  # fmt: skip
 WORKSTATION = {"runtime.eager", "validate.flips", "validate.saliency", "validate.robustness"}
 HEAVY = {"torch", "monai"}
