@@ -84,8 +84,9 @@ def put_aside(config: Log) -> bool:
 def _handler(stream: TextIO, config: Log) -> logging.Handler:
     handler: logging.Handler = logging.StreamHandler(stream)
     if config.file is not None:
-        handler = logging.handlers.WatchedFileHandler(config.file, encoding="utf-8")
-        os.chmod(config.file, 0o640)
+        handler = kept = logging.handlers.WatchedFileHandler(config.file, encoding="utf-8")
+        if kept.stream is not None:
+            os.fchmod(kept.stream.fileno(), 0o640)  # not by its name, which may stand for another file by now
     handler.addFilter(_Foreign())
     handler.setFormatter(_formatter(config.format))
     return handler

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import logging.handlers
 import multiprocessing
+import stat
 import sys
 import threading
 import warnings
@@ -93,6 +95,20 @@ def _write(path, number):
     with logging_to(sys.stderr, Log(format="json", file=path)):
         for count in range(number):
             LOG.info("event=kept count=%d filler=%s", count, "x" * 200)
+
+
+def test_a_file_that_is_put_aside_while_it_is_opened_is_opened_all_the_same(tmp_path, monkeypatch):
+    path, moved = tmp_path / "serve.log", tmp_path / "serve.log.1"
+
+    class Moved(logging.handlers.WatchedFileHandler):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            path.rename(moved)
+
+    monkeypatch.setattr(logging.handlers, "WatchedFileHandler", Moved)
+    with logging_to(sys.stderr, Log(format="json", file=path)):
+        pass
+    assert stat.S_IMODE(moved.stat().st_mode) == 0o640
 
 
 def test_processes_share_a_file_that_is_put_aside(tmp_path):
