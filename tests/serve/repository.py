@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 
 from hscc_edge.serve.config import Tls
 
+HANDSHAKE_S = 10.0
+LOOK_S = 0.1
+
 
 class Receiver:
     """What a repository got, and whether it goes on reading."""
@@ -19,38 +22,42 @@ class Receiver:
         self._context.load_cert_chain(tls.certificate, tls.key)
         self._door = socket.create_server(("127.0.0.1", port))
         self.port = self._door.getsockname()[1]
-        self._clients: list[ssl.SSLSocket] = []
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
 
     def close(self) -> None:
         """Hang up on everybody, as a machine that loses its power does not even do."""
+        self._closed.set()
         self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
-        for client in self._clients:
-            with suppress(OSError):
-                socket.socket.shutdown(client, socket.SHUT_RDWR)
         self._thread.join()
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 plain, _ = self._door.accept()
             except OSError:
                 return
+            plain.settimeout(HANDSHAKE_S)
             try:
                 client = self._context.wrap_socket(plain, server_side=True)
-            except (ssl.SSLError, OSError):
+            except OSError:
                 plain.close()
                 continue
-            self._clients.append(client)
-            with suppress(OSError):
+            client.settimeout(LOOK_S)
+            with client, suppress(OSError):
                 self._read(client)
-            client.close()
 
     def _read(self, client: ssl.SSLSocket) -> None:
         buffer = b""
-        while got := client.recv(65536):
+        while not self._closed.is_set():
+            try:
+                got = client.recv(65536)
+            except TimeoutError:
+                continue
+            if not got:
+                return
             buffer += got
             while b" " in buffer[:12]:
                 length, _, rest = buffer.partition(b" ")

@@ -181,7 +181,8 @@ def test_processes_and_new_files_keep_one_chain(tmp_path, monkeypatch):
     for _ in range(20):
         sealed(station)
     for writer in writers:
-        writer.join()
+        writer.join(60)
+        assert writer.exitcode == 0
     sealed(station)
     assert [line.seq for line in read(state, KEY)] == list(range(1, 161))
     assert faults(station) == [] and len(files(state)) > 5

@@ -157,8 +157,7 @@ def send_raw(association, dataset: pydicom.Dataset, sop_class: str) -> int:
     request.DataSet = BytesIO(encode(dataset, False, True))
     context = next(c for c in association.accepted_contexts if c.abstract_syntax == sop_class)
     association._reactor_checkpoint.clear()  # as association.send_c_store does, which sets the class by itself
-    while not association._is_paused:
-        time.sleep(0.01)
+    assert wait_for(lambda: association._is_paused)
     association.dimse.send_msg(request, context.context_id)
     _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()

@@ -123,7 +123,8 @@ def test_processes_share_a_file_that_is_put_aside(tmp_path):
             moved += put_aside(small)
         writers[0].join(0.002)
     for writer in writers:
-        writer.join()
+        writer.join(60)
+        assert writer.exitcode == 0
     every = [line for file in tmp_path.iterdir() for line in lines(file.read_text())]
     assert len(every) == 2000 and {line["process"] for line in every} == {f"intake-{n}" for n in range(4)}
     assert moved >= 1 and (tmp_path / "serve.log.1").exists()

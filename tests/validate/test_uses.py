@@ -28,7 +28,8 @@ def test_concurrent_writers_lose_nothing(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join()
+        writer.join(60)
+        assert writer.exitcode == 0
     lines = path.read_text().splitlines()
     assert len(lines) == 100 and all(len(line) > 5000 for line in lines)
     for name in "0123":
