@@ -114,8 +114,9 @@ def mllp(answer, context=None):
             return f"\x0bMSH|^~\\&|x||||20260101||ACK|1|P|2.5.1\r{text}\r\x1c\r"
 
     server = MLLPServer("127.0.0.1", 0, {"ORU^R01^ORU_R01": (Handler,)})
-    if context is not None:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.daemon_threads = True  # a client that stays is not waited for
+    if context is not None:  # its handshake is the handler's, so that no client holds up the others
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

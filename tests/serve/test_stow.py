@@ -32,7 +32,7 @@ def serving(root, **settings):
     config = Config(state=root / "state", model=(), **{"reserve_mib": 1, "web": Web(stow=True), **settings})
     station = Station(config, open_state(config.state))
     app, protocol = web.application(station), connections.guarded_protocol
-    options = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off")
+    options = uvicorn.Config(app, http=protocol, log_level="critical", lifespan="off", timeout_graceful_shutdown=5)
     options.load()
     if config.web.tls is not None:
         options.ssl = web.server_context(config.web.tls)

@@ -26,7 +26,7 @@ def peer(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[str]
         return answer(request, await request.body())
 
     app = Starlette(routes=[Route("/{path:path}", on_post, methods=["POST"])])
-    options = uvicorn.Config(app, log_level="critical", lifespan="off")
+    options = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=5)
     options.load()
     if context is not None:
         options.ssl = context
