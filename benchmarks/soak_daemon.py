@@ -197,9 +197,14 @@ def _live(order: Mapping[str, Any], told: int) -> None:
     from typer.main import get_command
 
     from hscc_edge.cli import app
+    from hscc_edge.serve.__main__ import serve
 
+    verb, *words = order["words"]
     try:
-        get_command(app).main(order["words"], standalone_mode=False)
+        if verb == "serve":
+            serve(Path(words[0]), None)
+        else:
+            get_command(app).main([verb, *words], standalone_mode=False)
     except BaseException as error:  # this process must never return into the loop of the one that forked it
         print(f"refused: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(2)

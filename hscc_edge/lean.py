@@ -1,14 +1,16 @@
-"""Imports that a long-lived process does without."""
+"""What a long-lived process does without: imports that it never uses, memory that it needed for a moment."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 # What pydicom imports if it can and the daemon never uses: other processes decode, and no test files are fetched.
-UNUSED = ("gdcm", "requests", "tqdm")
+UNUSED = ("gdcm", "openjpeg", "pylibjpeg", "jpeg_ls", "requests", "rle", "tqdm")
 
 
 @contextmanager
@@ -25,3 +27,10 @@ def without(*names: str) -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
+
+
+def trim() -> None:
+    """Give back what was needed for a moment (malloc_trim(3), where there is one)."""
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,6 @@ import typer
 
 from hscc_edge.cli.output import JsonFlag, Output
 from hscc_edge.errors import StorageError
-from hscc_edge.lean import UNUSED, without
 
 
 def serve(
@@ -27,11 +24,10 @@ def serve(
 
     Example: hscc-edge serve /etc/hscc-edge/serve.toml
     """
-    with without(*UNUSED):
-        from hscc_edge.serve.config_file import read_config
-        from hscc_edge.serve.logs import logging_to
-        from hscc_edge.serve.operations.health import liveness, readiness
-        from hscc_edge.serve.station import visit
+    from hscc_edge.serve.__main__ import become
+    from hscc_edge.serve.config_file import read_config
+    from hscc_edge.serve.operations.health import liveness, readiness
+    from hscc_edge.serve.station import visit
 
     output = Output(as_json)
     if health:
@@ -43,20 +39,13 @@ def serve(
         output.say("alive and ready" if ready.well else f"alive, but not ready: {'; '.join(ready.faults)}")
         output.result({"alive": True, "ready": ready.well, "faults": list(ready.faults)})
         return
-    with without(
-        "gdcm", "requests", "tqdm"
-    ):  # pydicom's, which decode in a process of their own or fetch its test files
-        from hscc_edge.serve.daemon import Daemon
+    if not check:
+        read_config(config)  # what is wrong with it is told by this process
+        become(config, until_idle, as_json=as_json)
+    from hscc_edge.serve.daemon import Daemon
 
     daemon = Daemon(config)
-    if check:
-        for bundle in daemon.models:
-            output.say(f"ready: {bundle.spec.name} {bundle.digest[:12]}")
-        output.say(f"state: {daemon.config.state}")
-        output.result({"models": [bundle.digest for bundle in daemon.models], "state": str(daemon.config.state)})
-        return
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, daemon.on_signal)
-    with logging_to(sys.stderr, daemon.config.log):
-        daemon.run(until_idle)
-    output.result({"stopped": True})
+    for bundle in daemon.models:
+        output.say(f"ready: {bundle.spec.name} {bundle.digest[:12]}")
+    output.say(f"state: {daemon.config.state}")
+    output.result({"models": [bundle.digest for bundle in daemon.models], "state": str(daemon.config.state)})

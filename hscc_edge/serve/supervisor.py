@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from typing import Any
 
+from hscc_edge.lean import trim
 from hscc_edge.serve.station import Station, die_with_parent
 
 LOG = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Fork every process; what is in memory by now stays shared, since no collector touches it any more."""
-        gc.collect()
+        trim()
         gc.freeze()
         for child in self._children:
             self._fork(child)

@@ -5,7 +5,6 @@ Pixels go through memory that both share, so that a batch costs one copy; severa
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import struct
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from hscc_edge.bundle import Bundle
 from hscc_edge.data.contained import confine
 from hscc_edge.errors import EngineError, HsccError
+from hscc_edge.lean import trim
 from hscc_edge.runtime.startup import Started, timed_open
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.worker.child import Child, read_all, write_all
@@ -161,7 +161,7 @@ class Inference:
         """The process's own loop, until the parent closes its end."""
         try:
             started = self._opening()
-            _trim()
+            trim()
             if self._confines.memory_mib:
                 confine(self._confines.memory_mib)
             _tell(answers, 0.0, json.dumps(started.to_json()).encode())
@@ -189,12 +189,6 @@ def inference_of(station: Station, bundle: Bundle) -> Inference:
 
     confines = Confines(wanted.timeout_s, wanted.memory_mib)
     return Inference(opening, bundle.spec.input_shape, wanted.batch, confines, station.beat)
-
-
-def _trim() -> None:
-    """Give back what opening a network took for a moment (malloc_trim(3), where there is one)."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _words(error: Exception) -> bytes:
