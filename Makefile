@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= results
-TOGETHER := --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --reruns 1 --only-rerun pytest-timeout
+TOGETHER := --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 POINTS ?= 1000
 
 .PHONY: setup system demo lint test test-all test-networks test-arm64 test-image bench-intake fuzz soak hostile bench-compress bench-cohort clean

@@ -110,13 +110,13 @@ def allocate(options: Sequence[Sequence[Option]], fixed: float, budget: Budget, 
     check_reach(options, fixed, budget, dense)
     ceiling = budget.ceiling(dense)
     frontier = [efficient(layer, budget.cost) for layer in options]
-    chosen = _bisect(frontier, budget, ceiling - fixed)
+    chosen = _bisect(frontier, budget, fixed, ceiling)
     return _fill(frontier, chosen, budget, ceiling - fixed)
 
 
 def check_reach(options: Sequence[Sequence[Option]], fixed: float, budget: Budget, dense: float) -> None:
     """Raise BudgetError if even the cheapest options are above the budget."""
-    cheapest = fixed + sum(min(_cost(option, budget) for option in layer) for layer in options)
+    cheapest = fixed + _total(_cheapest(options, budget), budget)
     if cheapest > budget.ceiling(dense):
         raise BudgetError(
             f"the budget {budget} is out of reach: the most that this network and method can give is "
@@ -144,20 +144,30 @@ def _pick(options: Sequence[Sequence[Option]], budget: Budget, price: float) -> 
     ]
 
 
+def _cheapest(options: Sequence[Sequence[Option]], budget: Budget) -> list[Option]:
+    return [min(layer, key=lambda option: (_cost(option, budget), option.loss)) for layer in options]
+
+
 def _total(chosen: Sequence[Option], budget: Budget) -> float:
     return sum(_cost(option, budget) for option in chosen)
 
 
-def _bisect(options: Sequence[Sequence[Option]], budget: Budget, room: float) -> list[Option]:
-    free = _pick(options, budget, 0.0)
-    if _total(free, budget) <= room:
-        return free
+def _bisect(options: Sequence[Sequence[Option]], budget: Budget, fixed: float, ceiling: float) -> list[Option]:
+    """The allocation of the least price that holds the budget; sums are rounded as in `check_reach`."""
+
+    def above(price: float) -> bool:
+        return fixed + _total(_pick(options, budget, price), budget) > ceiling
+
+    if not above(0.0):
+        return _pick(options, budget, 0.0)
     low, high = 0.0, 1e-30
-    while _total(_pick(options, budget, high), budget) > room:
+    while above(high):
         low, high = high, high * 16
+        if not math.isfinite(high):
+            return _cheapest(options, budget)
     for _ in range(100):
         middle = (low * high) ** 0.5 if low > 0 else high / 2
-        if _total(_pick(options, budget, middle), budget) > room:
+        if above(middle):
             low = middle
         else:
             high = middle

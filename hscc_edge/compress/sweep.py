@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hscc_edge.bundle import Bundle, read_bundle
 from hscc_edge.compress.front import Front, front_of, write_front
@@ -36,7 +37,6 @@ from hscc_edge.compress.sweep_study import (
 from hscc_edge.compress.sweep_trial import Bench, run_trial, splits_of
 from hscc_edge.data.cohort import Cohort, read_cohort
 from hscc_edge.errors import BudgetError, CohortError, ExportError, HsccError, InputError, ModelError, extra
-from hscc_edge.processes import served
 
 with extra("workstation"):
     import torch
@@ -160,11 +160,20 @@ def _orphaned() -> bool:
     return parent is not None and not parent.is_alive()
 
 
+def processes() -> Any:
+    """Where worker processes come from: a server that has imported torch once for all of them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _spawn(sweep: Sweep, studies: Studies, workers: int, trials: int | None, done: Done | None) -> list[int]:
     """Exit codes of the workers that ended early."""
     shares = [trials if trials is None else trials // workers + (i < trials % workers) for i in range(workers)]
     threads = max(1, (os.cpu_count() or 1) // workers)
-    children = [served(__name__).Process(target=_child, args=(sweep, share, threads)) for share in shares if share != 0]
+    children = [processes().Process(target=_child, args=(sweep, share, threads)) for share in shares if share != 0]
     before = studies.finished()
     try:
         for child in children:

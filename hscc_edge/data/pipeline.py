@@ -28,7 +28,6 @@ from hscc_edge.data.cohort import Cohort, Instance
 from hscc_edge.data.preprocess import Preprocess
 from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import CohortError, ConfigError, DicomError, HsccError, extra
-from hscc_edge.processes import served
 
 with extra("workstation"):
     import torch
@@ -213,13 +212,7 @@ def loader(
         data = dataset(cohort, preprocess, augment=augment, cache=cache, seed=seed, on_error="skip", store=store)
     generator = torch.Generator().manual_seed(seed)
     batches = DataLoader(
-        data,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        generator=generator,
-        num_workers=workers,
-        collate_fn=collate,
-        multiprocessing_context=served(__name__) if workers else None,
+        data, batch_size=batch_size, shuffle=shuffle, generator=generator, num_workers=workers, collate_fn=collate
     )
     return Batches(batches, stop=on_error == "stop")
 

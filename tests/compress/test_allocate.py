@@ -65,6 +65,13 @@ def test_only_dominated_options_are_dropped(options):
             assert any(other.flops <= item.flops and other.loss <= item.loss for other in kept)
 
 
+def test_a_budget_that_is_met_to_the_last_bit_ends():
+    """16.2 - 13 is less than 3.2 in floating point, though 13 + 3.2 is 16.2."""
+    options = [[option(127, 0.0), option(32, 0.1)]]
+    (chosen,) = allocate(options, 13, Budget("latency", 25.7 / 16.2), 25.7)
+    assert chosen.latency_ms == 3.2
+
+
 def test_one_times_is_dense():
     options = [[option(100, 0.0), option(10, 0.1)], [option(50, 0.0), option(5, 0.2)]]
     assert [item.loss for item in allocate(options, 7, Budget("flops", 1.0), 157)] == [0.0, 0.0]

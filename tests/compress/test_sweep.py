@@ -26,14 +26,13 @@ from hscc_edge.compress import METHODS
 from hscc_edge.compress.front import front_of, pareto
 from hscc_edge.compress.front_page import render
 from hscc_edge.compress.problem import Settings
-from hscc_edge.compress.sweep import Sweep, run_sweep
+from hscc_edge.compress.sweep import Sweep, processes, run_sweep
 from hscc_edge.compress.sweep_recipe import completed, point_of, read_sweep
 from hscc_edge.compress.sweep_study import JOURNAL, Studies, claim, draw, open_studies, record, refuse, worker_name
 from hscc_edge.compress.sweep_trial import splits_of
 from hscc_edge.errors import BudgetError, ConfigError, HsccError, InputError
 from hscc_edge.model.load import weights_of
 from hscc_edge.model.zoo import build_network
-from hscc_edge.processes import served
 
 RECIPE = """
 name = "tiny"
@@ -91,9 +90,7 @@ def killed(tmp_path_factory, alive, phantom) -> tuple[Path, Path, list[optuna.tr
     """A sweep whose process was killed in the middle: (out, recipe, what was done)."""
     folder = tmp_path_factory.mktemp("killed")
     out, recipe = folder / "out", written(folder)
-    process = served("hscc_edge.compress.sweep").Process(
-        target=run_sweep, args=(Sweep(read_sweep(recipe), alive, phantom.root, out),)
-    )
+    process = processes().Process(target=run_sweep, args=(Sweep(read_sweep(recipe), alive, phantom.root, out),))
     process.start()
     journal, end = out / JOURNAL, time.monotonic() + 300
     finished = re.compile(rb'"op_code":6,[^\n]*"state":[13]')

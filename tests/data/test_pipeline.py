@@ -68,11 +68,6 @@ def test_workers_change_nothing(few, cache):
             assert np.array_equal(images, expected) and np.array_equal(labels, its)
 
 
-def test_workers_do_not_inherit_the_locks_of_threads(few):
-    made = loader(few, parse_preprocess(STEPS), batch_size=5, shuffle=False, seed=0, workers=2)
-    assert made.loader.multiprocessing_context.get_start_method() != "fork"
-
-
 def test_an_abandoned_epoch_changes_nothing_after_it(few):
     preprocess = parse_preprocess(STEPS)
 
