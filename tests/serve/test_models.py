@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +213,23 @@ def test_with_trusted_keys_only_signed_bundles_are_served(bench, dense, newer, t
     (made.station.config.state / model.folder / "signatures").rename(tmp_path / "gone")
     with pytest.raises(BundleError, match="is not signed by a trusted key"):
         models.load(made.station, model)
+
+
+def test_an_install_waits_for_another(bench, newer, monkeypatch):
+    made, copy = bench(), shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: (time.sleep(0.05), copy(*paths)))
+
+    def once() -> models.Model:
+        journal = made.station.journal()
+        try:
+            return models.install(made.station, journal, newer.root)
+        finally:
+            journal.close()
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = (future.result(60) for future in [both.submit(once) for _ in range(2)])
+    assert first.digest == second.digest == newer.digest
+    assert [model.digest for model in models.models(made.journal)].count(newer.digest) == 1
 
 
 def test_what_an_install_that_was_killed_left_is_swept_and_a_damaged_copy_is_made_anew(bench, newer):

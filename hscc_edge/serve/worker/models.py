@@ -6,6 +6,8 @@ a study ends with the model that it began with. The bundle of the configuration 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sqlite3
 import time
@@ -96,7 +98,7 @@ def load(station: Station, model: Model) -> Bundle:
 def install(station: Station, journal: Journal, source: Path, name: str = "", state: str = INSTALLED) -> Model:
     """Verify a bundle, copy it into the state directory, test it there, and record it; it is not active yet.
 
-    A bundle that is installed already is verified and tested, and stays what it is.
+    A bundle that is installed already is verified and tested, and stays what it is. Another install is waited for.
 
     Args:
         name: "" for the only model of the configuration, or the bundle's own name where it has several.
@@ -106,6 +108,15 @@ def install(station: Station, journal: Journal, source: Path, name: str = "", st
         BundleError: if it is altered, not signed by a trusted key, or no newer than what was installed before.
         EngineError: if the self-test fails.
     """
+    handle = os.open(station.config.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return _install(station, journal, source, name, state)
+    finally:
+        os.close(handle)
+
+
+def _install(station: Station, journal: Journal, source: Path, name: str, state: str) -> Model:
     bundle = read_bundle(source)
     _require_signature(station, source)
     chosen = name or default_name(station, bundle)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hscc_edge.bundle import Bundle
 from hscc_edge.errors import EngineError
 from hscc_edge.export.reference import read_reference, self_test
+from hscc_edge.lean import trim
 from hscc_edge.serve.results.sr import check_codes
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.worker.inference import Inference, InferenceFailed, inference_of
@@ -35,14 +36,14 @@ def opened(station: Station, bundle: Bundle, opening: Opening = inference_of) ->
     except BaseException:
         inference.close()
         raise
+    trim()
     return inference
 
 
 def _test(station: Station, bundle: Bundle, inference: Inference) -> None:
-    reference = read_reference(bundle)
-    started = inference.start()
+    started = inference.start()  # before the reference is read, which that process would hold as well
     try:
-        difference = self_test(reference, inference.infer, station.config.work.precision)
+        difference = self_test(read_reference(bundle), inference.infer, station.config.work.precision)
     except InferenceFailed as error:
         raise EngineError(f"the self-test of {bundle.root} failed: {error}; see hscc-edge doctor") from error
     LOG.info(
