@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 
 # What pydicom imports if it can and the daemon never uses: other processes decode, and no test files are fetched.
-UNUSED = ("gdcm", "openjpeg", "pylibjpeg", "jpeg_ls", "requests", "rle", "tqdm")
+UNUSED = ("gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "requests", "rle", "tqdm")
 
 
 @contextmanager
