@@ -45,6 +45,8 @@ def _ranges(config: Config) -> Iterator[Fault]:
     for number, item in enumerate(config.destination):
         for key, (low, high) in DESTINATION_RANGES.items():
             yield from _outside(("destination", number, key), getattr(item, key), low, high)
+    for number, folder in enumerate(config.folder):
+        yield from _outside(("folder", number, "settle_s"), folder.settle_s, 0, 86_400)
 
 
 def _outside(keys: Keys, value: object, low: float, high: float) -> Iterator[Fault]:
@@ -75,8 +77,12 @@ def _addresses(config: Config) -> Iterator[Fault]:
 
 def _dicom(config: Config) -> Iterator[Fault]:
     for text in config.dicom.commitment_peers:
-        if not re.fullmatch(r"[^@\\]{1,16}@[^@]+:[0-9]{1,5}", text):
-            yield ("dicom", "commitment_peers"), f"commitment_peers names {text!r}: expected AE@host:port"
+        found = re.fullmatch(r"[^@\\]{1,16}@[^@]+:([0-9]{1,5})", text)
+        if found is None or not 1 <= int(found[1]) <= 65535:
+            yield (
+                ("dicom", "commitment_peers"),
+                f"commitment_peers names {text!r}: expected AE@host:port, the port from 1 to 65535",
+            )
     for name in config.dicom.sop_classes:
         if uid_of(name) is None:
             yield ("dicom", "sop_classes"), f"sop_classes names {name!r}: expected a UID, or a keyword of PS3.6"
