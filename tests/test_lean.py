@@ -1,5 +1,6 @@
 """Optional packages are hidden from what is imported meanwhile, and from nothing else."""
 
+import json
 import subprocess
 import sys
 
@@ -34,3 +35,16 @@ def test_the_daemon_starts_without_what_it_never_uses(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "none.toml")], capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == ""
+
+
+def test_serve_becomes_the_daemon_and_keeps_its_words(tmp_path, dense):
+    config = tmp_path / "serve.toml"
+    config.write_text(f'state = "state"\nreserve_mib = 1\n[[model]]\nbundle = "{dense}"\n[dicom]\nport = 0\n')
+    words = ["-m", "hscc_edge", "serve", config, "--until-idle", "0.5", "--json"]
+    with subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as serving:
+        out, err = serving.communicate(timeout=120)
+    assert serving.returncode == 0 and json.loads(out) == {"stopped": True}, err
+    assert "event=started" in err and "event=stopped" in err
+    assert json.loads((tmp_path / "state" / "daemon.json").read_text())["pid"] == serving.pid
