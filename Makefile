@@ -42,7 +42,7 @@ test-all: setup system lint
 test-networks: setup system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --durations 30 tests/export/test_whole_networks.py tests/compress/test_networks.py
 
-# as root; about twenty minutes the first time, kept in build/arm64 (ARM64_ROOT)
+# as root; seven minutes and more the first time, kept in build/arm64 (ARM64_ROOT)
 test-arm64: setup
 	bash tools/system_packages.sh arm64
 	bash tools/arm64.sh
