@@ -12,6 +12,9 @@ from types import ModuleType
 # What pydicom imports if it can and the daemon never uses: other processes decode, and no test files are fetched.
 UNUSED = ("gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "requests", "rle", "tqdm")
 
+# Python's flag that keeps what lies in the working directory from being imported, since 3.11.
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
+
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from hscc_edge.errors import HsccError
-from hscc_edge.lean import UNUSED, without
+from hscc_edge.lean import SAFE_PATH, UNUSED, without
 
 
 def become(config: Path, until_idle_s: float | None, *, as_json: bool) -> NoReturn:
     """Put the daemon in this process's place; its pid, output and environment stay."""
     idle = [] if until_idle_s is None else ["--until-idle", str(until_idle_s)]
-    words = ["-m", __package__ or "", str(config), *idle, *(["--json"] if as_json else [])]
+    words = [*SAFE_PATH, "-m", __package__ or "", str(config), *idle, *(["--json"] if as_json else [])]
     os.execv(sys.executable, [sys.executable, *words])
 
 
