@@ -20,9 +20,11 @@ No message names a patient, an accession number or a UID.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import NoReturn
 
 
 class HsccError(Exception):
@@ -83,6 +85,12 @@ class GateError(HsccError):
     """The evidence does not support the claim."""
 
     exit_code = 1
+
+
+def leave(error: HsccError) -> NoReturn:
+    """End the program with one sentence on stderr and the error's exit code."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(error.exit_code)
 
 
 def require(package: str, name: str) -> None:

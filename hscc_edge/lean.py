@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +12,6 @@ from types import ModuleType
 
 # What pydicom imports if it can and the daemon never uses: other processes decode, and no test files are fetched.
 UNUSED = ("gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "requests", "rle", "tqdm")
-
-# Python's flag that keeps what lies in the working directory from being imported, since 3.11.
-SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 @contextmanager
@@ -37,3 +35,9 @@ def trim() -> None:
     gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def same_python(*words: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a Python that imports from where this one does; from its directory not, since 3.11."""
+    safe = ("-P",) if sys.version_info >= (3, 11) else ()
+    return [sys.executable, *safe, *words], {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

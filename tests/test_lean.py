@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hscc_edge.lean import without
+from hscc_edge.lean import same_python, without
 
 
 def test_a_package_is_hidden_inside_and_there_again_outside(monkeypatch):
@@ -49,3 +49,11 @@ def test_serve_becomes_the_daemon_and_keeps_its_words(tmp_path, dense):
     assert serving.returncode == 0 and json.loads(out) == {"stopped": True}, err
     assert "event=started" in err and "event=stopped" in err
     assert json.loads((tmp_path / "state" / "daemon.json").read_text())["pid"] == serving.pid
+
+
+def test_the_same_python_imports_the_same_code(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("print('here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    command, environment = same_python("-c", "import only_here")
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout == "here\n"

@@ -41,7 +41,7 @@ from hscc_edge.cli import (
     validate,
     verify,
 )
-from hscc_edge.errors import HsccError
+from hscc_edge.errors import HsccError, leave
 
 app = typer.Typer(
     name="hscc-edge",
@@ -105,8 +105,7 @@ def main() -> None:
     try:
         app()
     except HsccError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        leave(error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

@@ -26,11 +26,12 @@ def serve(
     """
     from hscc_edge.serve.__main__ import become
     from hscc_edge.serve.config_file import read_config
-    from hscc_edge.serve.operations.health import liveness, readiness
-    from hscc_edge.serve.station import visit
 
     output = Output(as_json)
     if health:
+        from hscc_edge.serve.operations.health import liveness, readiness
+        from hscc_edge.serve.station import visit
+
         parsed = read_config(config)
         alive = liveness(parsed)
         if not alive.well:

@@ -31,7 +31,7 @@ from hscc_edge.data.dicom import Headers, Image, read_headers, read_image
 from hscc_edge.data.limits import LIMITS, MIB, Limits
 from hscc_edge.data.lookup import Lut
 from hscc_edge.errors import DicomError
-from hscc_edge.lean import SAFE_PATH
+from hscc_edge.lean import same_python
 
 CHILD = "import sys; from hscc_edge.data.contained import serve; serve(sys.argv[1])"
 READER = "hscc_edge.data.dicom:read_image"
@@ -113,12 +113,9 @@ class ContainedReader:
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = {**asdict(self._containment), "limits": asdict(self._limits), "reader": self._reader}
+        command, environment = same_python("-c", CHILD, json.dumps(options))
         self._child = subprocess.Popen(
-            [sys.executable, *SAFE_PATH, "-c", CHILD, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
         if _received(self._child, HEADER.size, time.monotonic() + START_S) != HEADER.pack(0):
             raise _Gone("did not start")

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hscc_edge.errors import HsccError
-from hscc_edge.lean import SAFE_PATH, UNUSED, without
+from hscc_edge.errors import HsccError, leave
+from hscc_edge.lean import UNUSED, same_python, without
 
 
 def become(config: Path, until_idle_s: float | None, *, as_json: bool) -> NoReturn:
-    """Put the daemon in this process's place; its pid, output and environment stay."""
+    """Put the daemon in this process's place, of the same code; its pid, output and environment stay."""
     idle = [] if until_idle_s is None else ["--until-idle", str(until_idle_s)]
-    words = [*SAFE_PATH, "-m", __package__ or "", str(config), *idle, *(["--json"] if as_json else [])]
-    os.execv(sys.executable, [sys.executable, *words])
+    words = ["-m", __package__ or "", str(config), *idle, *(["--json"] if as_json else [])]
+    command, environment = same_python(*words)
+    os.execve(command[0], command, environment)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -36,8 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         serve(told.config, told.until_idle)
     except HsccError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        leave(error)
     if told.json:
         sys.stdout.write(json.dumps({"stopped": True}) + "\n")
 
