@@ -58,20 +58,23 @@ def build_report(
         cases: each decision with the images that it is about; one measurement group each.
         predecessor: the report that this one takes the place of.
     """
-    evidence = [neutral(image) for image in images]
+    evidence = {str(image.SOPInstanceUID): neutral(image) for image in images}
     content = MeasurementReport(
         observation_context=_observer(bundle),
         procedure_reported=_concept(bundle.spec.procedure),
-        imaging_measurements=[_group(bundle, *case, uid, number) for number, case in enumerate(cases)],
+        imaging_measurements=[
+            _group(bundle, decision, [evidence[str(member.SOPInstanceUID)] for member in members], uid, number)
+            for number, (decision, members) in enumerate(cases)
+        ],
         title=codes.DCM.ImagingMeasurementReport,
     )
     old = pydicom.dcmread(BytesIO(predecessor)) if predecessor else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = Comprehensive3DSR(
-            evidence=evidence,
+            evidence=list(evidence.values()),
             content=content[0],
-            series_instance_uid=derived_uid("series", str(evidence[0].StudyInstanceUID), bundle.digest),
+            series_instance_uid=derived_uid("series", str(images[0].StudyInstanceUID), bundle.digest),
             series_number=SERIES_NUMBER,
             sop_instance_uid=uid,
             instance_number=int(old.InstanceNumber) + 1 if old else 1,
@@ -159,7 +162,7 @@ def _group(
         ),
         finding_type=_concept(spec.findings[decision.label]) if decision.label else None,
         finding_sites=[FindingSite(_concept(spec.site))],
-        source_images=[SourceImageForMeasurementGroup.from_source_image(neutral(member)) for member in members],
+        source_images=[SourceImageForMeasurementGroup.from_source_image(member) for member in members],
         algorithm_id=AlgorithmIdentification(
             name=spec.name[:64],
             version=bundle.digest,
