@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from hscc_edge.errors import extra
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.export.regions import by_position
 from hscc_edge.model.layers import factorised, replace
-from hscc_edge.validate.layer_times import DENSE, INDEX, THIN, Candidate, Index, Layer, digest
+from hscc_edge.validate.layer_times import DENSE, INDEX, Anchor, Candidate, Index, Layer, digest
 
 with extra("workstation"):
     from torch import nn
 
 POINTS = 5
+MIXED = 3  # anchors beside the thin one
 
 
 def write_candidates(
@@ -42,8 +43,9 @@ def write_candidates(
     """
     with durable.new_directory(out, replace=overwrite) as draft:
         (draft / DENSE).write_bytes(dense)
-        (draft / THIN).write_bytes(thin_network(problem, proposal, image))
-        index = Index(digest(dense), tuple(image), tuple(write_layers(draft, problem, proposal)))
+        layers = tuple(write_layers(draft, problem, proposal))
+        anchors = tuple(write_anchors(draft, problem, proposal, image))
+        index = Index(digest(dense), tuple(image), layers, anchors)
         durable.write_json(draft / INDEX, index.to_json())
     return index
 
@@ -66,27 +68,54 @@ def _write_layer(folder: Path, number: int, problem: Problem, shape: LayerShape,
         path = folder / f"{number}-{index}.onnx"
         path.write_bytes(by_position(layer_graph(module, batch, between=True)))
         found.append(Candidate(family(option), float(option.flops), path.name))
-    thinnest = thinnest_of(options)
-    return Layer(shape.name, batch, shape.calls, empty.name, tuple(found), family(thinnest), float(thinnest.flops))
+    return Layer(shape.name, batch, shape.calls, empty.name, tuple(found))
 
 
-def thin_network(problem: Problem, proposal: LayerwiseProposal, image: Sequence[int]) -> bytes:
-    """The whole network with every layer's cheapest option, as an ONNX graph.
+def write_anchors(
+    folder: Path, problem: Problem, proposal: LayerwiseProposal, image: Sequence[int]
+) -> Iterator[Anchor]:
+    """Whole networks of candidates, by which a device's table of layers is set right.
 
-    Little of its time is in its layers, so that it tells well what a network takes beside them.
+    Of the first, every layer is the cheapest: little of its time is in its layers. The others are as plans are, from
+    small to large, with every structure in turn.
     """
+    candidates = {name: spread(entry.options) for name, entry in proposal.candidates.items()}
+    for number in range(1 + MIXED):
+        chosen = {
+            name: mixed(options, number, place) if number else cheapest(options)
+            for place, (name, options) in enumerate(candidates.items())
+        }
+        path = folder / f"anchor-{number}.onnx"
+        options = {name: candidates[name][choice] for name, choice in chosen.items()}
+        path.write_bytes(by_position(export_onnx(network_of(problem, options), tuple(image))))
+        yield Anchor(path.name, chosen)
+
+
+def network_of(problem: Problem, options: Mapping[str, Option]) -> nn.Module:
+    """The network with these options and weights of no meaning."""
     made, shapes = copy.deepcopy(problem.network), {shape.name: shape for shape in problem.shapes}
-    for name, entry in proposal.candidates.items():
-        shape, option = shapes[name], thinnest_of(entry.options)
+    for name, option in options.items():
         if option.structure != "dense":
             dense = made.get_submodule(name)
-            replace(made, name, factorised(dense, layer_plan(shape, option, dense_option(shape))))
-    return by_position(export_onnx(made, tuple(image)))
+            replace(made, name, factorised(dense, layer_plan(shapes[name], option, dense_option(shapes[name]))))
+    return made
 
 
-def thinnest_of(options: Sequence[Option]) -> Option:
-    """The option of fewest FLOPs, which is among those that are timed."""
-    return min(options, key=lambda option: option.flops)
+def cheapest(options: Sequence[Option]) -> int:
+    """Number of the option of fewest FLOPs."""
+    return min(range(len(options)), key=lambda index: options[index].flops)
+
+
+def mixed(options: Sequence[Option], number: int, place: int) -> int:
+    """Number of an option of the layer at `place`: the structures in turn, each at its `number`-th point."""
+    families: dict[str, list[int]] = {}
+    for index, option in enumerate(options):
+        if option.structure != "dense":
+            families.setdefault(family(option), []).append(index)
+    if not families:
+        return 0
+    points = list(families.values())[(number + place) % len(families)]
+    return points[min(number, len(points) - 1)]
 
 
 def family(option: Option) -> str:
@@ -99,8 +128,9 @@ def family(option: Option) -> str:
     return " ".join(str(item) for item in (option.structure, *inner, *clusters, *boxes))
 
 
-def spread(options: Sequence[Option]) -> Iterable[Option]:
+def spread(options: Sequence[Option]) -> list[Option]:
     """POINTS options of each family, evenly in the logarithm of their FLOPs."""
+    found: list[Option] = []
     families: dict[str, list[Option]] = {}
     for option in options:
         families.setdefault(family(option), []).append(option)
@@ -109,4 +139,5 @@ def spread(options: Sequence[Option]) -> Iterable[Option]:
         logs = np.log([max(option.flops, 1) for option in ordered])
         wanted = np.linspace(logs[0], logs[-1], POINTS)
         picks = sorted({int(np.abs(logs - value).argmin()) for value in wanted})
-        yield from (ordered[index] for index in picks)
+        found += [ordered[index] for index in picks]
+    return found

@@ -1,8 +1,8 @@
 """Milliseconds as a currency: candidates timed on the runtime that will serve them, and networks checked against it.
 
 Every structure of a layer is timed at a few ranks, alone, by ONNX Runtime; between them its time is linear in FLOPs.
-A sum of layers is not a network: a plan's network is timed as a whole beside the dense one, and the ceiling that the
-planner works with is moved until the measured time fits.
+A sum of layers is not a network: a few whole networks set fixed part and scale of the sums. Then a plan's network is
+timed as a whole beside the dense one, and the planner's ceiling is moved until the measured time fits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hscc_edge import durable
 from hscc_edge.compress.allocate import Budget, Option
-from hscc_edge.compress.candidates import family, thin_network, write_layers
+from hscc_edge.compress.candidates import family, write_anchors, write_layers
 from hscc_edge.compress.problem import Candidates, LayerwiseProposal, Problem
 from hscc_edge.errors import BudgetError, ConfigError, extra
 from hscc_edge.export.onnx import export_onnx
@@ -47,7 +47,7 @@ class Table:
         runtime: name, version, provider and threads.
         dense_ms: of the whole dense network.
         fixed_ms: what a network takes beside its layers.
-        times: layer -> family (as text) -> rising FLOPs and their milliseconds.
+        times: layer -> family (as text) -> rising FLOPs and their milliseconds, on the scale of whole networks.
         machine: where it was timed; "" in tables that do not say it.
         network: sha256 of the dense network's ONNX graph; "" in tables that do not say it.
     """
@@ -124,7 +124,6 @@ def time_candidates(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / layer_times.DENSE).write_bytes(dense)
-        (folder / layer_times.THIN).write_bytes(thin_network(problem, proposal, image.shape))
         whole, layers = (device.open_graph(folder / layer_times.DENSE), image[None]), []
         for layer in write_layers(folder, problem, proposal):
             layers.append(layer)
@@ -133,7 +132,8 @@ def time_candidates(
                 (folder / candidate.file).unlink()
             if problem.progress is not None:
                 problem.progress(1, f"timing {layer.name}")
-        index = layer_times.Index(layer_times.digest(dense), tuple(image.shape), tuple(layers))
+        anchors = tuple(write_anchors(folder, problem, proposal, image.shape))
+        index = layer_times.Index(layer_times.digest(dense), tuple(image.shape), tuple(layers), anchors)
         return read_table(layer_times.table(folder, index, whole, found, device))
 
 

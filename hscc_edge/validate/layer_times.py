@@ -1,11 +1,12 @@
 """A directory of layers' candidates as ONNX graphs, made on a workstation, timed on the device that will serve.
 
-    index.json  dense.onnx  thin.onnx  0-empty.onnx 0-0.onnx 0-1.onnx ... (layer, candidate)
+    index.json  dense.onnx  anchor-0.onnx ...  0-empty.onnx 0-0.onnx 0-1.onnx ... (layer, candidate)
 
 Every candidate of a layer is timed in turn with the whole dense network, and its time is that network's times its
 share, which cancels the drift of a machine between layers. What an empty graph of the same input takes is no part of a
-candidate. What the thin network takes beyond its layers is no part of any: the fixed part. The outcome is the table
-that `compress` reads.
+candidate. Alone, a candidate's weights stay in the processor's caches between calls; in a network others drive them
+out. So some whole networks of candidates, the anchors, are timed too: the fixed part and the scale of all candidates
+are those by which the sums are nearest to the anchors. The outcome is the table that `compress` reads.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from hscc_edge.errors import ConfigError, InputError
 from hscc_edge.runtime import Runtime
 from hscc_edge.validate.latency import medians
 from hscc_edge.validate.machine import machine_facts
 
-VERSION = 2
+VERSION = 3
 INDEX = "index.json"
 DENSE = "dense.onnx"
-THIN = "thin.onnx"
 LEAST = 1e-6
+SCALES = 0.5, 2.0  # beyond them a table's layers and its networks are not the same
 Opener = Callable[[Path], Runtime]
 Progress = Callable[[int, str], None]
 Points = dict[str, list[tuple[float, float]]]
@@ -51,7 +53,6 @@ class Layer:
     Attributes:
         batch: the shape that the graphs take; `calls`: how often one image runs the layer.
         empty: the graph without the layer.
-        thin_family, thin_flops: which candidate the thin network has.
     """
 
     name: str
@@ -59,8 +60,14 @@ class Layer:
     calls: int
     empty: str
     candidates: tuple[Candidate, ...]
-    thin_family: str
-    thin_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A whole network as a graph; `chosen` is the number of the candidate that each layer has in it, by name."""
+
+    file: str
+    chosen: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Index:
     network: str
     image: tuple[int, ...]
     layers: tuple[Layer, ...]
+    anchors: tuple[Anchor, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
@@ -135,7 +143,16 @@ def _parse(raw: Mapping[str, Any]) -> Index:
     if raw["version"] != VERSION:
         raise ValueError(f"version {raw['version']}, expected {VERSION}")
     layers = tuple(_parse_layer(item) for item in raw["layers"])
-    return Index(str(raw["network"]), tuple(raw["image"]), layers)
+    anchors = tuple(_parse_anchor(item, layers) for item in raw["anchors"])
+    return Index(str(raw["network"]), tuple(raw["image"]), layers, anchors)
+
+
+def _parse_anchor(raw: Mapping[str, Any], layers: Sequence[Layer]) -> Anchor:
+    chosen = {layer.name: int(raw["chosen"][layer.name]) for layer in layers}
+    for layer in layers:
+        if not 0 <= chosen[layer.name] < len(layer.candidates):
+            raise ValueError(f"the layer {layer.name} has no candidate {chosen[layer.name]}")
+    return Anchor(_inside(raw["file"]), chosen)
 
 
 def _parse_layer(raw: Mapping[str, Any]) -> Layer:
@@ -147,8 +164,6 @@ def _parse_layer(raw: Mapping[str, Any]) -> Layer:
         candidates=tuple(
             Candidate(str(item["family"]), float(item["flops"]), _inside(item["file"])) for item in raw["candidates"]
         ),
-        thin_family=str(raw["thin_family"]),
-        thin_flops=float(raw["thin_flops"]),
     )
 
 
@@ -203,20 +218,44 @@ def table(
     found: Mapping[str, Points],
     device: Device,
 ) -> dict[str, Any]:
-    """The table's JSON object from shares: they are scaled by the dense network's median, taken now."""
-    thin = device.open_graph(folder / THIN)
-    dense_ms, thin_ms = medians([whole, (thin, whole[1])], own_clock=device.own_clock)
-    thin.close()
-    layers = sum(dict(found[layer.name][layer.thin_family])[layer.thin_flops] for layer in index.layers)
+    """The table's JSON object from shares: they are scaled by the dense network's median, taken now.
+
+    `anchors` in it are (sum by the table, measured) in ms, of the networks that set fixed part and scale.
+    """
+    opened = [device.open_graph(folder / anchor.file) for anchor in index.anchors]
+    calls = [whole, *((runtime, whole[1]) for runtime in opened)]
+    dense_ms, *measured = medians(calls, own_clock=device.own_clock)
+    for runtime in opened:
+        runtime.close()
+    sums = [
+        sum(_share(found, layer, anchor.chosen[layer.name]) for layer in index.layers) * dense_ms
+        for anchor in index.anchors
+    ]
+    fixed_ms, scale = anchored(sums, measured)
     times = {
-        layer: {name: _rising([(cost, share * dense_ms) for cost, share in points]) for name, points in item.items()}
+        layer: {
+            name: _rising([(cost, share * dense_ms * scale) for cost, share in points]) for name, points in item.items()
+        }
         for layer, item in found.items()
     }
     return {
-        "version": VERSION, "runtime": f"{whole[0].name}, {device.note}", "dense_ms": dense_ms,
-        "fixed_ms": max(thin_ms - layers * dense_ms, 0.0), "network": index.network,
-        "machine": machine_facts()["machine"], "times": times,
+        "version": VERSION, "runtime": f"{whole[0].name}, {device.note}", "dense_ms": dense_ms, "fixed_ms": fixed_ms,
+        "scale": scale, "anchors": [[fixed_ms + scale * a, b] for a, b in zip(sums, measured, strict=True)],
+        "network": index.network, "machine": machine_facts()["machine"], "times": times,
     }  # fmt: skip
+
+
+def anchored(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """(fixed part, scale): `fixed + scale * sum` is nearest to what was measured, by the squares of relative errors."""
+    sums_ms, measured_ms = np.asarray(sums), np.asarray(measured)
+    system = np.stack([1 / measured_ms, sums_ms / measured_ms], axis=1)
+    fixed, scale = lsq_linear(system, np.ones(len(system)), bounds=([0.0, SCALES[0]], [np.inf, SCALES[1]])).x
+    return float(fixed), float(scale)
+
+
+def _share(found: Mapping[str, Points], layer: Layer, number: int) -> float:
+    candidate = layer.candidates[number]
+    return dict(found[layer.name][candidate.family])[candidate.flops]
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -154,6 +154,58 @@ def test_candidates_timed_elsewhere_give_the_same_table(found, timed, folder, tm
     assert table.network == timed[0].network == layer_times.digest(timed[1]) and not table.foreign
 
 
+def test_anchors_are_mixed_networks_from_small_to_large(folder):
+    _, index = folder
+    flops = [
+        sum(layer.candidates[anchor.chosen[layer.name]].flops for layer in index.layers) for anchor in index.anchors
+    ]
+    assert len(flops) > 2 and flops == sorted(set(flops))
+    families = [
+        {layer.candidates[anchor.chosen[layer.name]].family.split()[0] for layer in index.layers}
+        for anchor in index.anchors
+    ]
+    assert all(len(names) > 1 for names in families[1:]) and len(set.union(*families)) > 3
+
+
+class Clock:
+    """Graphs that take as long as they are told to."""
+
+    name = "clock"
+
+    def __init__(self, ms):
+        self.ms = ms
+
+    def close(self):
+        pass
+
+
+def test_what_layers_take_longer_in_a_network_is_in_the_table(folder, monkeypatch):
+    """Here every layer takes a quarter more in a network than alone, and the rest of a network half a millisecond."""
+    out, index = folder
+    alone = {layer.name: [0.1 + 0.01 * n for n in range(len(layer.candidates))] for layer in index.layers}
+    found = {}
+    for layer in index.layers:
+        for candidate, ms in zip(layer.candidates, alone[layer.name], strict=True):
+            found.setdefault(layer.name, {}).setdefault(candidate.family, []).append((candidate.flops, ms / 8.0))
+    takes = {
+        anchor.file: 0.5 + 1.25 * sum(alone[name][number] for name, number in anchor.chosen.items())
+        for anchor in index.anchors
+    }
+    monkeypatch.setattr(layer_times, "medians", lambda calls, own_clock: [runtime.ms for runtime, _ in calls])
+    device = layer_times.Device(lambda path: Clock(takes[path.name]), "by hand", own_clock=True)
+    raw = layer_times.table(out, index, (Clock(8.0), None), found, device)
+    assert raw["fixed_ms"] == pytest.approx(0.5, rel=1e-6) and raw["scale"] == pytest.approx(1.25, rel=1e-6)
+    assert all(own == pytest.approx(measured, rel=1e-6) for own, measured in raw["anchors"])
+    first = index.layers[0].candidates[0]
+    assert raw["times"][index.layers[0].name][first.family][0][1] == pytest.approx(1.25 * 0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("measured", [(9.0, 1.0), (1.0, 900.0)])
+def test_a_scale_that_no_cache_explains_is_not_believed(measured):
+    fixed, scale = layer_times.anchored((1.0, 2.0), measured)
+    assert fixed >= 0 and layer_times.SCALES[0] <= scale <= layer_times.SCALES[1]
+
+
 def test_a_table_of_another_machine_plans_and_measures_nothing(found, timed):
     table, _, image = timed
     there = dataclasses.replace(table, machine="Linux aarch64, a Jetson, 6 cores")
@@ -176,6 +228,8 @@ def test_a_table_of_another_network_is_refused(timed, tmp_path):
         (lambda raw: raw.update(version=99), "version 99"),
         (lambda raw: raw.update(network="0" * 64), "is not the network"),
         (lambda raw: raw["layers"][0]["candidates"][0].update(file="../x.onnx"), "outside the directory"),
+        (lambda raw: raw["anchors"][1]["chosen"].update({"features.5": 99}), "features.5 has no candidate 99"),
+        (lambda raw: raw["anchors"][1]["chosen"].pop("features.5"), "malformed"),
         (lambda raw: raw.pop("layers"), "malformed"),
     ],
 )
