@@ -100,7 +100,13 @@ def read_image(source: Path | BinaryIO, frame: int | None = None, *, limits: Lim
             frame, or if there are several and none was named.
     """
     dataset, headers = _image_dataset(source, limits)
-    name = _name(source)
+    return image_of(dataset, headers, _name(source), frame, limits=limits)
+
+
+def image_of(
+    dataset: pydicom.Dataset, headers: Headers, name: str, frame: int | None = None, *, limits: Limits = LIMITS
+) -> Image:
+    """`read_image` of a data set that is parsed, its pixels too; `name` is what messages call it."""
     if frame is None and headers.frames > 1:
         raise DicomError(
             f"{name} has {headers.frames} frames: expected one; name one from 0 to {headers.frames - 1}, or read each"

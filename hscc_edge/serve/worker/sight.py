@@ -23,7 +23,7 @@ from pydicom.uid import UID
 from hscc_edge.data.appearance import appearance, row_spacing_mm
 from hscc_edge.data.case import read_input
 from hscc_edge.data.contained import ContainedReader
-from hscc_edge.data.dicom import FAULTS, Headers, Image, headers_of, read_dataset, read_frames, read_image
+from hscc_edge.data.dicom import FAULTS, Headers, Image, headers_of, image_of, read_dataset, read_frames, read_image
 from hscc_edge.data.preprocess import Preprocess, parse_preprocess
 from hscc_edge.data.steps import Pixels
 from hscc_edge.errors import DicomError
@@ -35,6 +35,7 @@ from hscc_edge.serve.worker.child import Child, read_all, write_all
 SIZES = struct.Struct("<IQ")  # bytes of the JSON object, of the pixels
 SIZE = struct.Struct("<I")
 MOST_JSON, MOST_PIXELS = 1 << 20, 1 << 34
+WHOLE_BYTES = 16 << 20  # up to it a file is parsed once, its pixels with its headers
 NO_IMAGE = "out of scope: no image"
 UNDECODABLE = "cannot be decoded"
 NO_VOLUME = "no volume by the model's rules"
@@ -115,10 +116,11 @@ class Sight:
             yield _end(DAMAGED)
             return
         try:
-            headed = self._headed(path)
+            dataset = read_dataset(path, pixels=path.stat().st_size <= WHOLE_BYTES)
+            headed = self._headed(dataset)
             wanting = [steps for name, steps in ask["steps"].items() if headed.wanted_by(name)]
             if wanting and not headed.reason:
-                for image in self._frames(path, headed.headers):
+                for image in self._frames(path, dataset, headed.headers):
                     each = {steps: parsed(steps)(image) for steps in dict.fromkeys(wanting)}
                     looks = appearance(image, headed.spacing_mm)
                     told = {"kind": "input", "looks": looks, "scanner": headed.scanner, "steps": list(each)}
@@ -128,10 +130,9 @@ class Sight:
             return
         yield headed.end
 
-    def _headed(self, path: Path) -> _Headed:
+    def _headed(self, dataset: pydicom.Dataset) -> _Headed:
         """What the headers say; whatever pydicom raises at hostile ones is the file's fault."""
         try:
-            dataset = read_dataset(path, pixels=False)
             found, headers = scope(self._station.config.route, dataset), headers_of(dataset, "the object received")
             reason = found.aside or ("" if headers.rows else NO_IMAGE)
             return _Headed(headers, reason, found.models, row_spacing_mm(dataset), self._scanner(dataset))
@@ -140,13 +141,16 @@ class Sight:
         except FAULTS as error:
             raise DicomError("the headers are malformed: leave the file out") from error
 
-    def _frames(self, path: Path, headers: Headers) -> Iterator[Image]:
-        compressed = UID(headers.transfer_syntax_uid).is_encapsulated
-        if headers.frames > 1 and not compressed:
+    def _frames(self, path: Path, dataset: pydicom.Dataset, headers: Headers) -> Iterator[Image]:
+        if UID(headers.transfer_syntax_uid).is_encapsulated:
+            for frame in range(headers.frames) if headers.frames > 1 else [None]:
+                yield self._contained.image(path, frame)
+        elif headers.frames > 1:
             yield from read_frames(path)
-            return
-        for frame in range(headers.frames) if headers.frames > 1 else [None]:
-            yield self._contained.image(path, frame) if compressed else read_image(path)
+        elif "PixelData" in dataset:
+            yield image_of(dataset, headers, path.name)
+        else:
+            yield read_image(path)
 
     def _volume(self, ask: Mapping[str, Any]) -> Iterator[Message]:
         preprocess = parsed(ask["steps"])
