@@ -105,14 +105,14 @@ def report_maker() -> MakeReport | None:
 
         from hscc_edge.serve.doors.content import digest_of
         from hscc_edge.serve.results.measurement_report import build_report
-        from hscc_edge.serve.results.sr import report_uid
+        from hscc_edge.serve.results.sr import reference_of, report_uid
     except MissingExtraError:
         return None
 
     def make(bundle: Bundle, paths: Sequence[Path], decision: Decision) -> bytes:
         uid = report_uid(bundle, [digest_of(path.read_bytes()) for path in paths])
         headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-        return build_report(bundle, headers, [(decision, headers)], uid, None)
+        return build_report(bundle, headers[0], [(decision, [reference_of(image) for image in headers])], uid, None)
 
     return make
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +111,12 @@ def claim(state: Path) -> int:
         os.close(handle)
         raise StorageError(f"another daemon uses {state}: stop it, or set another state directory") from error
     return handle
+
+
+def name_process(name: str) -> None:
+    """Let `ps -o comm` and `top` show what this process does (proc(5), /proc/pid/comm: 15 characters)."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(f"hscc-{name}", encoding="ascii")
 
 
 def die_with_parent(parent: int) -> None:

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from hscc_edge.lean import trim
-from hscc_edge.serve.station import Station, die_with_parent
+from hscc_edge.serve.station import Station, die_with_parent, name_process
 
 LOG = logging.getLogger(__name__)
 CONTEXT: Any = multiprocessing.get_context("fork")
@@ -138,6 +138,7 @@ class Supervisor:
 def _live(role: Role, station: Station, beat: Any, parent: int) -> None:
     """A forked process's whole life."""
     die_with_parent(parent)
+    name_process(role.name)
     stop, patient = threading.Event(), threading.Event()
 
     def retire(*_: object) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 import httpx
 import pytest
 from argon2 import PasswordHasher
-from outgoing import MR, bundle, decided
+from outgoing import MR, decided, report_next
 
 from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.config import Config, Destination, ServedModel, Web
 from hscc_edge.serve.instances import CONFLICT, NO_RESULT, REPORTED, Receipt, of_study, receive
 from hscc_edge.serve.journal import Journal
-from hscc_edge.serve.results.report import next_report
 from hscc_edge.serve.station import Station, open_state
 from hscc_edge.serve.web import accounts
 from hscc_edge.serve.web import server as web
@@ -63,7 +62,7 @@ def finish(found: Station, journal: Journal, number: int, label: str | None = "g
     study = uid(number)
     studies.claim(journal, [study])
     case = decided(study, label, len(of_study(journal, study)), reason or None)
-    report = next_report(found.config, journal, study, "brain", bundle(), [case])
+    report = report_next(found.config, journal, study, [case])
     state = REPORTED if label else NO_RESULT
     outcomes = [(row.id, state, reason or None) for row in of_study(journal, study)]
     studies.finish(journal, study, outcomes, [report] if report is not None else [])

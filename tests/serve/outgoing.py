@@ -1,9 +1,9 @@
 """An outbox with reports in it, made by the real report writer, and peers that take them well or badly."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from hscc_edge.serve import outbox, studies
 from hscc_edge.serve.config import Config, Destination, ServedModel
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.results.commitment import INSTANCE, PUSH_MODEL
-from hscc_edge.serve.results.report import Decided, next_report
+from hscc_edge.serve.results.measurement_report import build_report
+from hscc_edge.serve.results.report import Order, next_report, write_report
+from hscc_edge.serve.results.sr import reference_of
 from hscc_edge.serve.station import Station, open_state
 
 FINDINGS = {"glioma": Code("393564001", "SCT", "Glioma"), "none": Code("281900007", "SCT", "No abnormality detected")}
@@ -53,6 +55,36 @@ def headers(study: str, count: int = 2) -> tuple[pydicom.Dataset, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A decision, the headers of its images, and their digests."""
+
+    decision: Decision
+    images: tuple[pydicom.Dataset, ...]
+    digests: tuple[str, ...]
+
+
+def report_of(
+    bundle: Bundle, cases: Sequence[tuple[Decision, Sequence[pydicom.Dataset]]], uid: str, old: bytes | None = None
+) -> bytes:
+    """The report on cases by their images' headers."""
+    told = [(decision, [reference_of(image) for image in images]) for decision, images in cases]
+    return build_report(bundle, cases[0][1][0], told, uid, old)
+
+
+def report_next(
+    config: Config, journal: Journal, study: str, cases: Sequence[Decided], reason: str = ""
+) -> studies.NewReport | None:
+    """A study's next report, written here."""
+    pairs = [(case.decision, case.digests) for case in cases]
+    found = next_report(config, journal, study, "brain", bundle(), pairs, reason)
+    if not isinstance(found, Order):
+        return found
+    told = [cases[number] for number in found.told]
+    images = [(case.decision, [reference_of(image) for image in case.images]) for case in told]
+    return write_report(config, bundle(), found, told[0].images[0], images)
+
+
 def decided(study: str = "1.2.3", label: str | None = "glioma", count: int = 2, reason: str | None = None) -> Decided:
     """One case of a study."""
     decision = Decision(label, (0.9, 0.1), count, reason)
@@ -74,9 +106,7 @@ class Desk:
                 "INSERT OR IGNORE INTO studies (uid, key, first_byte, last_received, last_tick) VALUES (?, ?, 0, 0, 0)",
                 (study, self.station.who(study)),
             )
-        found = next_report(
-            self.station.config, self.journal, study, "brain", bundle(), [case or decided(study)] if case != [] else []
-        )
+        found = report_next(self.station.config, self.journal, study, [case or decided(study)] if case != [] else [])
         studies.finish(self.journal, study, [], [found] if found else [])
         return found
 

@@ -9,14 +9,14 @@ import pydicom
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 from hl7apy.parser import parse_message
-from outgoing import QUICK, Desk, bundle, decided
+from outgoing import QUICK, Desk, bundle, decided, report_of
 from pydicom.uid import ExplicitVRLittleEndian
 
 from hscc_edge.serve import outbox
 from hscc_edge.serve.config import KIND_FORMS, Destination
 from hscc_edge.serve.results.evaluation import RECALL
 from hscc_edge.serve.results.forms import FORMS, deliveries, wanted
-from hscc_edge.serve.results.measurement_report import build_report, withdraw
+from hscc_edge.serve.results.measurement_report import withdraw
 from hscc_edge.serve.results.result import read_result
 from hscc_edge.serve.results.sinks import SINKS
 from hscc_edge.serve.results.sr import derived_uid, report_uid
@@ -28,7 +28,7 @@ def report(predecessor=None, **changes) -> bytes:
     for image in images:
         for keyword, value in changes.items():
             setattr(image, keyword, value)
-    return build_report(bundle(), images, [(case.decision, images)], report_uid(bundle(), case.digests), predecessor)
+    return report_of(bundle(), [(case.decision, images)], report_uid(bundle(), case.digests), predecessor)
 
 
 def recalled() -> bytes:
@@ -118,7 +118,7 @@ def as_received(**values) -> bytes:
         content = BytesIO()
         pydicom.dcmwrite(content, image, enforce_file_format=True)
         images.append(pydicom.dcmread(BytesIO(content.getvalue())))
-    return build_report(bundle(), images, [(case.decision, images)], report_uid(bundle(), ["a"]), None)
+    return report_of(bundle(), [(case.decision, images)], report_uid(bundle(), ["a"]))
 
 
 @pytest.mark.parametrize(

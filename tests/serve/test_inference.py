@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_the_process_holds_no_handle_of_its_parents(bundle, tmp_path):
         inference = of(bundle)
         inference.start()
         child = inference.pid
+        assert Path(f"/proc/{child}/comm").read_text() == "hscc-inference\n"
         held = {os.readlink(f"/proc/{child}/fd/{name}") for name in os.listdir(f"/proc/{child}/fd") if int(name) > 2}
         assert str(tmp_path / "lock") not in held and lock.fileno() > 2
         assert sum(name.startswith("pipe:") for name in held) >= 2

@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import pytest
-from outgoing import QUICK, Desk, decided
+from outgoing import QUICK, Desk, decided, report_next
 from typer.testing import CliRunner
 
 from hscc_edge.cli import app
@@ -101,11 +101,7 @@ def test_again_with_the_model_that_is_recalled_is_refused(desk):
 
 
 def test_a_report_that_was_made_before_the_recall_is_not_written_after_it(desk):
-    from outgoing import bundle
-
-    from hscc_edge.serve.results.report import next_report
-
-    made = next_report(desk.station.config, desk.journal, "1.2.0", "brain", bundle(), [decided("1.2.0", count=3)], "")
+    made = report_next(desk.station.config, desk.journal, "1.2.0", [decided("1.2.0", count=3)])
     recall(desk.station, desk.journal, "brain")
     before = current(desk)
     with pytest.raises(StaleReport):

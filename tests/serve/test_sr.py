@@ -5,15 +5,13 @@ from io import BytesIO
 
 import pydicom
 import pytest
-from outgoing import FINDINGS, Desk, bundle, decided, headers
+from outgoing import FINDINGS, Desk, bundle, decided, headers, report_next, report_of
 
 from hscc_edge.bundle import Code
 from hscc_edge.errors import BundleError
 from hscc_edge.serve.config import Report
 from hscc_edge.serve.results import sr
 from hscc_edge.serve.results.evaluation import evaluations, probability_of, why
-from hscc_edge.serve.results.measurement_report import build_report
-from hscc_edge.serve.results.report import next_report
 from hscc_edge.serve.results.result import read_result
 from hscc_edge.serve.results.sr import check_codes, report_uid
 
@@ -23,10 +21,8 @@ IMPROBABLE = "the most probable finding has less than the probability 0.5"
 
 def made(decision=None, **changes):
     case = decided()
-    return build_report(
-        bundle(**changes), case.images, [(decision or case.decision, case.images)],
-        report_uid(bundle(**changes), case.digests), None,
-    )  # fmt: skip
+    cases = [(decision or case.decision, case.images)]
+    return report_of(bundle(**changes), cases, report_uid(bundle(**changes), case.digests))
 
 
 def test_it_is_preliminary_partial_and_unverified_and_belongs_to_its_study():
@@ -116,10 +112,10 @@ def test_what_was_reported_and_is_in_doubt_now_is_taken_back_always(tmp_path):
 def test_a_study_without_any_case_left_is_taken_back_with_the_reason(tmp_path):
     desk = Desk(tmp_path)
     first = desk.report()
-    made = next_report(desk.station.config, desk.journal, "1.2.3", "brain", bundle(), [], "cannot be decoded")
+    made = report_next(desk.station.config, desk.journal, "1.2.3", [], "cannot be decoded")
     result = read_result(made.content)
     assert result.predecessor == first.sop and [case.reason.meaning for case in result.cases] == ["cannot be decoded"]
-    assert next_report(desk.station.config, desk.journal, "1.2.4", "brain", bundle(), [], "x") is None
+    assert report_next(desk.station.config, desk.journal, "1.2.4", [], "x") is None
 
 
 def test_what_is_said_already_is_not_said_again(tmp_path):
@@ -153,7 +149,5 @@ def test_headers_without_type_2_attributes_make_a_report():
     for image in bare:
         for keyword in ("PatientBirthDate", "AccessionNumber", "StudyID", "ReferringPhysicianName", "StudyTime"):
             delattr(image, keyword)
-    report = pydicom.dcmread(
-        BytesIO(build_report(bundle(), bare, [(decided().decision, bare)], report_uid(bundle(), ["a"]), None))
-    )
+    report = pydicom.dcmread(BytesIO(report_of(bundle(), [(decided().decision, bare)], report_uid(bundle(), ["a"]))))
     assert report.AccessionNumber == "" and report.StudyID == ""

@@ -7,12 +7,12 @@ from io import BytesIO
 import pydicom
 import pytest
 from highdicom.sr import srread
-from outgoing import FINDINGS, MR, bundle, decided, headers
+from outgoing import FINDINGS, MR, bundle, decided, headers, report_of
 
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve.results.evaluation import RECALL
 from hscc_edge.serve.results.forms import FORMS
-from hscc_edge.serve.results.measurement_report import build_report, withdraw
+from hscc_edge.serve.results.measurement_report import withdraw
 from hscc_edge.serve.results.result import read_result
 from hscc_edge.serve.results.sr import derived_uid, report_uid
 
@@ -28,10 +28,10 @@ VALIDATOR = [
 def reports() -> dict[str, bytes]:
     """A finding, one of two cases without a result, and one that was recalled."""
     case, images = decided(), headers("1.2.3")
-    plain = build_report(bundle(), images, [(case.decision, images)], report_uid(bundle(), case.digests), None)
+    plain = report_of(bundle(), [(case.decision, images)], report_uid(bundle(), case.digests))
     doubt = Decision(None, (0.5, 0.5), 1, "unlike what the model was calibrated on (free energy over the limit)")
-    mixed = build_report(
-        bundle(decision={"unit": "image", "energy_limit": 1.0}), images,
+    mixed = report_of(
+        bundle(decision={"unit": "image", "energy_limit": 1.0}),
         [(case.decision, images[:1]), (doubt, images[1:])], derived_uid("mixed"), plain,
     )  # fmt: skip
     return {"plain": plain, "mixed": mixed, "recalled": withdraw(mixed, RECALL, derived_uid("recalled"))}

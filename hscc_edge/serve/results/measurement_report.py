@@ -1,7 +1,7 @@
 """The report itself: TID 1500 (PS3.16) in a Comprehensive 3D SR, PRELIMINARY, PARTIAL and UNVERIFIED, by highdicom.
 
-docs/sr.md tells what stands in it, row by row. Imported when the first report is made: only the worker needs highdicom
-and its tables of codes, which are a tenth of the daemon's memory.
+docs/sr.md tells what stands in it, row by row. Imported when the first report is made: few processes need highdicom and
+its tables of codes, which are a tenth of the daemon's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hscc_edge.errors import extra
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve.results.evaluation import CODING_SCHEME, evaluations, probability_of, why
 from hscc_edge.serve.results.result import FINDING, groups
-from hscc_edge.serve.results.sr import DESCRIPTION, SERIES_NUMBER, carry, derived_uid, file_of, neutral
+from hscc_edge.serve.results.sr import DESCRIPTION, SERIES_NUMBER, Reference, carry, derived_uid, file_of, referred
 
 with extra("device"):
     from highdicom.sr import (
@@ -46,24 +46,24 @@ NO_UNITS = CodedConcept("1", "UCUM", "no units")
 
 def build_report(
     bundle: Bundle,
-    images: Sequence[pydicom.Dataset],
-    cases: Sequence[tuple[Decision, Sequence[pydicom.Dataset]]],
+    head: pydicom.Dataset,
+    cases: Sequence[tuple[Decision, Sequence[Reference]]],
     uid: UID,
     predecessor: bytes | None,
 ) -> bytes:
     """The report's DICOM file as bytes.
 
     Args:
-        images: all data sets of the study that were decided on, pixels not needed.
+        head: headers of one of the study's images, whose patient and study the report carries.
         cases: each decision with the images that it is about; one measurement group each.
         predecessor: the report that this one takes the place of.
     """
-    evidence = {str(image.SOPInstanceUID): neutral(image) for image in images}
+    evidence = {image: referred(image) for _, members in cases for image in members}
     content = MeasurementReport(
         observation_context=_observer(bundle),
         procedure_reported=_concept(bundle.spec.procedure),
         imaging_measurements=[
-            _group(bundle, decision, [evidence[str(member.SOPInstanceUID)] for member in members], uid, number)
+            _group(bundle, decision, [evidence[member] for member in members], uid, number)
             for number, (decision, members) in enumerate(cases)
         ],
         title=codes.DCM.ImagingMeasurementReport,
@@ -74,7 +74,7 @@ def build_report(
         report = Comprehensive3DSR(
             evidence=list(evidence.values()),
             content=content[0],
-            series_instance_uid=derived_uid("series", str(images[0].StudyInstanceUID), bundle.digest),
+            series_instance_uid=derived_uid("series", str(head.StudyInstanceUID), bundle.digest),
             series_number=SERIES_NUMBER,
             sop_instance_uid=uid,
             instance_number=int(old.InstanceNumber) + 1 if old else 1,
@@ -85,7 +85,7 @@ def build_report(
             is_verified=False,
             previous_versions=[old] if old else None,
         )
-    carry(report, images[0])
+    carry(report, head)
     report.SeriesDescription = DESCRIPTION
     report.SoftwareVersions = __version__
     report.CodingSchemeIdentificationSequence = [CODING_SCHEME]

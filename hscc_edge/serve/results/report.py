@@ -1,4 +1,7 @@
-"""A study's next report: whether there is one, what it takes the place of, and every byte that is to be sent for it."""
+"""A study's next report: whether there is one, what it takes the place of, and every byte that is to be sent for it.
+
+Whether, the journal says; the writing needs none, and is done where a crash or a hang costs one study.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +9,91 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pydicom
+from pydicom.uid import UID
 
 from hscc_edge.bundle import Bundle
 from hscc_edge.model.decision import Decision
 from hscc_edge.serve.config import Config
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.results.forms import deliveries
-from hscc_edge.serve.results.sr import derived_uid, report_uid
+from hscc_edge.serve.results.sr import Reference, derived_uid, report_uid
 from hscc_edge.serve.studies import NewReport
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """One case that a model was asked about.
+class Order:
+    """A report that is to be written.
 
     Attributes:
-        decision: with its label, or with the reason why there is none.
-        images: its images: headers of the first, which the report carries, and what `sr.neutral` keeps of the others.
-        digests: `instances.digest` of each.
+        digest: the bundle's.
+        uid: its SOP Instance UID.
+        predecessor: the SOP Instance UID of the report that it takes the place of, and `old` that report.
+        told: which of the cases it tells, by their numbers.
     """
 
-    decision: Decision
-    images: tuple[pydicom.Dataset, ...] = field(repr=False)
-    digests: tuple[str, ...] = field(repr=False)
+    model: str
+    digest: str
+    uid: UID = field(repr=False)
+    predecessor: str | None = field(repr=False)
+    old: bytes | None = field(repr=False)
+    told: tuple[int, ...]
 
 
 def next_report(
-    config: Config, journal: Journal, study: str, model: str, bundle: Bundle, cases: Sequence[Decided], reason: str = ""
-) -> NewReport | None:
-    """The report that a model's decisions on a study call for, with its deliveries' bytes; None if there is none.
+    config: Config,
+    journal: Journal,
+    study: str,
+    model: str,
+    bundle: Bundle,
+    cases: Sequence[tuple[Decision, Sequence[str]]],
+    reason: str = "",
+) -> Order | NewReport | None:
+    """The report that a model's decisions on a study call for; None if there is none.
 
-    A case without a label is told where the configuration says so (`[report] no_result`) and where an earlier report of
-    the study must be taken back. What the current report says already is not said again.
+    One that takes back an earlier report because no case is left is written here. A case without a label is told where
+    the configuration says so (`[report] no_result`) and where an earlier report of the study must be taken back. What
+    the current report says already is not said again.
 
     Args:
         model: the model's name in the configuration.
-        cases: all of the study's cases, decided or not.
+        cases: all of the study's decisions, each with `instances.digest` of its images.
         reason: why there is no case at all, such as "out of scope: modality".
     """
     old = _current(journal, study, model)
-    told = list(cases) if old or config.report.no_result else [case for case in cases if case.decision.label]
+    every = old or config.report.no_result
+    told = tuple(number for number, (decision, _) in enumerate(cases) if every or decision.label)
     if not told:
         return _taken_back(config, model, old, reason) if old else None
-    inputs = [digest for case in cases for digest in case.digests]
+    inputs = [digest for _, digests in cases for digest in digests]
     if old and old.sop == report_uid(bundle, inputs, old.predecessor):
         return None
-    uid = report_uid(bundle, inputs, old.sop if old else "")
-    images = {str(image.SOPInstanceUID): image for case in told for image in case.images}
-    pairs = [(case.decision, case.images) for case in told]
+    predecessor, content = (old.sop, old.content) if old else (None, None)
+    return Order(model, bundle.digest, report_uid(bundle, inputs, predecessor or ""), predecessor, content, told)
+
+
+def write_report(
+    config: Config,
+    bundle: Bundle,
+    order: Order,
+    head: pydicom.Dataset,
+    cases: Sequence[tuple[Decision, Sequence[Reference]]],
+) -> NewReport:
+    """The report with its deliveries, every byte that is to be sent for it.
+
+    Args:
+        head: headers of one of its images.
+        cases: the decisions that are told, each with the images that it is about.
+    """
     from hscc_edge.serve.results.measurement_report import build_report
 
-    content = build_report(bundle, list(images.values()), pairs, uid, old.content if old else None)
+    content = build_report(bundle, head, cases, order.uid, order.old)
     result = {
         "cases": [
-            {"label": found.label, "probabilities": found.probabilities, "reason": found.reason} for found, _ in pairs
+            {"label": found.label, "probabilities": found.probabilities, "reason": found.reason} for found, _ in cases
         ]
     }
-    sent, predecessor = deliveries(config, content), old.sop if old else None
-    return NewReport(model, bundle.digest, str(uid), content, result, sent, predecessor)
+    sent = deliveries(config, content)
+    return NewReport(order.model, order.digest, str(order.uid), content, result, sent, order.predecessor)
 
 
 @dataclass(frozen=True, slots=True)

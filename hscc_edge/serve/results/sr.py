@@ -32,6 +32,7 @@ CARRIED = (
 UTF_8 = "ISO_IR 192"
 SERIES_NUMBER = 9000
 DESCRIPTION = "Classifier result, not verified"
+Reference = tuple[str, str, str, str]  # an image's UIDs: study, SOP class, SOP instance, series
 
 
 def derived_uid(*parts: str) -> UID:
@@ -90,25 +91,26 @@ def check_codes(bundle: Bundle) -> None:
             )
 
 
-def neutral(image: pydicom.Dataset) -> pydicom.Dataset:
-    """What a document refers to an image by, and nothing that highdicom could find fault with."""
-    return reference(image.StudyInstanceUID, image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID)
+def reference_of(image: pydicom.Dataset) -> Reference:
+    """What a document refers to an image by."""
+    return (
+        str(image.StudyInstanceUID), str(image.SOPClassUID), str(image.SOPInstanceUID), str(image.SeriesInstanceUID)
+    )  # fmt: skip
 
 
-def reference(study: str, sop_class: str, sop: str, series: str) -> pydicom.Dataset:
-    """An image as `neutral` makes it, of its UIDs alone."""
+def referred(reference: Reference) -> pydicom.Dataset:
+    """An image of its UIDs alone, with nothing that highdicom could find fault with."""
     image = pydicom.Dataset()
     for keyword in TYPE_2:
         setattr(image, keyword, None)
-    image.StudyInstanceUID, image.SeriesInstanceUID = study, series
-    image.SOPClassUID, image.SOPInstanceUID = sop_class, sop
+    image.StudyInstanceUID, image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID = reference
     image.Modality, image.Rows, image.Columns = "OT", 1, 1  # that it is an image at all
     return image
 
 
 def evidence_of(report: pydicom.Dataset) -> list[pydicom.Dataset]:
-    """The images that a report refers to, like those that `neutral` makes."""
-    return [reference(*uids) for uids in references(report.CurrentRequestedProcedureEvidenceSequence)]
+    """The images that a report refers to, like those that `referred` makes."""
+    return [referred(item) for item in references(report.CurrentRequestedProcedureEvidenceSequence)]
 
 
 def carry(target: pydicom.Dataset, source: pydicom.Dataset) -> None:

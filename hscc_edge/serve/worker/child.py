@@ -18,7 +18,7 @@ from fcntl import F_SETPIPE_SZ, fcntl
 from typing import NoReturn
 
 from hscc_edge.errors import EngineError
-from hscc_edge.serve.station import die_with_parent
+from hscc_edge.serve.station import die_with_parent, name_process
 
 TICK_S = 1.0
 PIPE_BYTES = 1 << 20
@@ -65,7 +65,7 @@ class Child:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _live(self._serve, parent, asks[0], answers[1])
+            _live(self._name, self._serve, parent, asks[0], answers[1])
         os.close(asks[0])
         os.close(answers[1])
         with suppress(OSError):  # a user's pipes may be limited: then an answer takes more turns
@@ -74,10 +74,10 @@ class Child:
         return True
 
     def ask(self, content: bytes) -> None:
-        """Hand over what fits into a pipe."""
+        """Hand over an ask; where it is more than a pipe holds, the process must be waiting to be asked."""
         process = self._running()
         try:
-            os.write(process.asks, content)
+            write_all(process.asks, content)
         except OSError as error:
             self._gone(error)
 
@@ -144,17 +144,18 @@ def write_all(handle: int, *parts: bytes | bytearray | memoryview) -> None:
 
 def read_all(handle: int, size: int) -> bytes:
     """`size` bytes from a pipe, or what came before its end."""
-    found = b""
+    found = bytearray()
     while len(found) < size and (part := os.read(handle, size - len(found))):
         found += part
-    return found
+    return bytes(found)
 
 
-def _live(serve: Callable[[int, int], None], parent: int, asks: int, answers: int) -> NoReturn:
+def _live(name: str, serve: Callable[[int, int], None], parent: int, asks: int, answers: int) -> NoReturn:
     """The forked process's whole life; it leaves without the parent's clean-up."""
     code = 1
     try:
         die_with_parent(parent)
+        name_process(name.removeprefix("the "))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         _close_all_but(asks, answers)

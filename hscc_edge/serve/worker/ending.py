@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import pydicom
-
 from hscc_edge.data.appearance import mean_appearance
 from hscc_edge.serve.instances import NO_RESULT, REPORTED, Instance
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed
-from hscc_edge.serve.results.report import Decided, next_report
-from hscc_edge.serve.results.sr import reference
-from hscc_edge.serve.spool import Spool
+from hscc_edge.serve.results.report import Order, next_report
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.studies import NewReport
 from hscc_edge.serve.worker.lane import Case, Lane
 from hscc_edge.serve.worker.models import FAILED
 from hscc_edge.serve.worker.reading import Reading
+from hscc_edge.serve.worker.writing import Writing
 
 NOTHING_USABLE = "no usable image"
 
@@ -29,10 +26,12 @@ class Ending:
 
     Attributes:
         states: (instance id, terminal state, reason).
+        writings: reports that are still to be written, beside the `reports` that are there.
         failed: model's name -> why it gave no output.
     """
 
     states: tuple[tuple[int, str, str | None], ...]
+    writings: tuple[Writing, ...]
     reports: tuple[NewReport, ...]
     observed: tuple[Observed, ...]
     failed: dict[str, str]
@@ -43,15 +42,15 @@ class Ending:
         return sum(state == REPORTED for _, state, _ in self.states)
 
 
-def ending(station: Station, journal: Journal, spool: Spool, reading: Reading, lanes: Sequence[Lane]) -> Ending:
-    """Decide the study's cases by every model that looked at it, and make their reports.
+def ending(station: Station, journal: Journal, reading: Reading, lanes: Sequence[Lane]) -> Ending:
+    """Decide the study's cases by every model that looked at it, and say which reports they call for.
 
     An instance is reported if any model's report is about it; else it has no result for the reasons of all. One that
     was reported before stays so where a model failed on it now.
     """
     reasons: dict[int, dict[str, str]] = {row.id: {} for row in reading.rows}
     reported: set[int] = set()
-    reports: list[NewReport] = []
+    reports: list[Writing | NewReport] = []
     observed: list[Observed] = []
     failed: dict[str, str] = {}
     for lane in lanes:
@@ -72,7 +71,7 @@ def ending(station: Station, journal: Journal, spool: Spool, reading: Reading, l
                     reported |= {row.id for row in case.rows}
                 else:
                     _give(reasons, lane.name, case.rows, str(case.decision.reason))
-            reports += _reports(station, journal, spool, reading, lane, cases)
+            reports += _reports(station, journal, reading, lane, cases)
             seen = [observation(station, case) for case in cases]
         observed.append(Observed(lane.name, lane.bundle.digest, seen))
     kept = {row.id for row in reading.rows if row.state == REPORTED and row.id not in reported} if failed else set()
@@ -81,7 +80,10 @@ def ending(station: Station, journal: Journal, spool: Spool, reading: Reading, l
         for row in reading.rows
         if row.id not in kept
     )
-    return Ending(states, tuple(reports), tuple(observed), failed)
+    writings = tuple(item for item in reports if isinstance(item, Writing))
+    return Ending(
+        states, writings, tuple(item for item in reports if not isinstance(item, Writing)), tuple(observed), failed
+    )
 
 
 def observation(station: Station, case: Case) -> Observation:
@@ -97,24 +99,19 @@ def observation(station: Station, case: Case) -> Observation:
 
 
 def _reports(
-    station: Station, journal: Journal, spool: Spool, reading: Reading, lane: Lane, cases: Sequence[Case]
-) -> Iterator[NewReport]:
-    decided = [_decided(spool, case) for case in cases]
+    station: Station, journal: Journal, reading: Reading, lane: Lane, cases: Sequence[Case]
+) -> Iterator[Writing | NewReport]:
+    decided = [(case.decision, [row.digest for row in case.rows]) for case in cases]
     reasons = sorted({reading.reason(row, lane.name) or NOTHING_USABLE for row in reading.rows})
     reason = reasons[0] if len(reasons) == 1 else NOTHING_USABLE
-    made = next_report(station.config, journal, reading.study, lane.name, lane.bundle, decided, reason)
-    if made is not None:
-        yield made
-
-
-def _decided(spool: Spool, case: Case) -> Decided:
-    first, *others = case.rows
-    images = [reference(row.study, row.sop_class, row.sop, row.series) for row in others]
-    return Decided(case.decision, (_headers(spool, first), *images), tuple(row.digest for row in (first, *others)))
-
-
-def _headers(spool: Spool, row: Instance) -> pydicom.Dataset:
-    return pydicom.dcmread(spool.path(row.file), stop_before_pixels=True)
+    found = next_report(station.config, journal, reading.study, lane.name, lane.bundle, decided, reason)
+    if isinstance(found, Order):
+        told = [cases[number] for number in found.told]
+        images = [[(row.study, row.sop_class, row.sop, row.series) for row in case.rows] for case in told]
+        decisions = [case.decision for case in told]
+        yield Writing(found, lane.bundle, told[0].rows[0].file, list(zip(decisions, images, strict=True)))
+    elif found is not None:
+        yield found
 
 
 def _give(

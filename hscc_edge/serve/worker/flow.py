@@ -1,6 +1,6 @@
 """Studies on their way from their files to their reports: read, inferred, decided and written at the same time.
 
-While the networks work on one study, the files of the next are read and the report of the one before is made. What
+While the networks work on one study, the files of the next are read and the reports of those before are written. What
 makes a study fail is tried once more, that study alone, and then ends without a result, so that none holds up another.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,10 +25,12 @@ from hscc_edge.serve.worker.inference import InferenceUnavailable
 from hscc_edge.serve.worker.lane import Lane
 from hscc_edge.serve.worker.models import FAILED
 from hscc_edge.serve.worker.reading import Reader, ReaderFailed, Reading
+from hscc_edge.serve.worker.writing import Writer, WriterFailed
 
 LOG = logging.getLogger(__name__)
 PAUSE_S = 5.0
 ATTEMPTS, MOST_CRASHES = 2, 50
+MOST_WRITTEN = 8  # studies whose reports are on their way
 WORKER_DIED = "failed: the worker died"
 REMOVED = "came after retention had removed files of its study: send the whole study again"
 
@@ -45,11 +47,18 @@ class _Read:
     reading: Reading
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    study: Due
+    images: int
+    found: Ending
+
+
 class Flow:
     """Takes studies in the order of their urgency, and finishes them in that order.
 
-    Memory grows with the inputs on their way (`Inference.ahead`), an image for each reader and the headers of a few
-    studies.
+    Memory grows with the inputs on their way (`Inference.ahead`), an image for each reader, and the headers and reports
+    of a few studies.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Flow:
         station: Station,
         journal: Journal,
         reader: Reader,
+        writer: Writer,
         lanes: dict[str, Lane],
         told: Callable[[Ending], object] = lambda found: None,
     ) -> None:
@@ -66,17 +76,18 @@ class Flow:
             lanes: the models that look at every study, by name; may change while nothing is on its way.
             told: is called with what came of a study after that is written.
         """
-        self._station, self._journal, self._spool = station, journal, station.spool()
-        self._reader, self._lanes, self._told = reader, lanes, told
+        self._station, self._journal = station, journal
+        self._reader, self._writer, self._lanes, self._told = reader, writer, lanes, told
         self._begun: deque[_Begun] = deque()
         self._read: deque[_Read] = deque()
+        self._decided: deque[_Decided] = deque()
         self._priority = 0
         self._done = 0
 
     @property
     def busy(self) -> bool:
         """Whether any study is on its way."""
-        return bool(self._begun or self._read)
+        return bool(self._begun or self._read or self._decided)
 
     def holds(self, uid: str) -> bool:
         """Whether a study is on its way."""
@@ -106,12 +117,15 @@ class Flow:
             with self._postponing():
                 if self._begun:
                     self._look()
+                elif self._read:
+                    self._decide_oldest()
                 else:
-                    self._settle_oldest()
+                    self._finish_oldest()
         return self._taken()
 
     def _held(self) -> list[Due]:
-        return [item.study for item in self._read] + [item.study for item in self._begun]
+        waiting = [*(item.study for item in self._decided), *(item.study for item in self._read)]
+        return waiting + [item.study for item in self._begun]
 
     def _taken(self) -> int:
         done, self._done = self._done, 0
@@ -125,9 +139,11 @@ class Flow:
         except (OSError, sqlite3.Error, StorageError, InferenceUnavailable) as error:
             reason = type(error).__name__
             held = {study.uid: study for study in (*self._held(), *taken)}
+            self._decided.clear()
             self._read.clear()
             self._begun.clear()
             self._reader.close()
+            self._writer.close()
             for lane in self._lanes.values():
                 lane.clear()
             for study in held.values():
@@ -161,42 +177,65 @@ class Flow:
         self._begun.popleft()
 
     def _meanwhile(self) -> None:
-        """Take what the networks have done, and finish a study whose turn it is, if all of it is there."""
+        """Take what the networks and the writers have done, and go on with the oldest study of which all is there."""
         self._station.beat()
         for lane in self._lanes.values():
             lane.gather()
         if self._read and not any(lane.busy(self._read[0].study.uid) for lane in self._lanes.values()):
-            self._settle_oldest()
+            self._decide_oldest()
+        if self._decided and self._writer.ready(self._decided[0].study.uid):
+            self._finish_oldest()
 
-    def _settle_oldest(self) -> None:
+    def _decide_oldest(self) -> None:
+        if len(self._decided) == MOST_WRITTEN:
+            self._finish_oldest()
         item, lanes = self._read[0], list(self._lanes.values())
         for lane in lanes:
             lane.wait(item.study.uid)
         crash_point("study-inferred")
-        self._done += self._settle(item.study, item.reading, lanes)
+        self._done += self._guarded(item.study, lambda: self._decide(item.study, item.reading, lanes))
         self._read.popleft()
         for lane in lanes:
             lane.forget(item.study.uid)
 
-    def _settle(self, study: Due, reading: Reading, lanes: Iterable[Lane]) -> bool:
-        """Write what came of a study; False if it is tried again."""
-        if reading.fault is not None:
-            return self._failed(study, reading.fault)
+    def _finish_oldest(self) -> None:
+        item = self._decided[0]
+        self._done += self._guarded(item.study, lambda: self._finish(item))
+        self._decided.popleft()
+
+    def _guarded(self, study: Due, step: Callable[[], bool]) -> bool:
+        """Whether a step was the end of a study; what goes wrong but for disk and journal is its fault."""
         try:
-            found = ending(self._station, self._journal, self._spool, reading, list(lanes))
-            if found.failed and study.attempts + 1 < ATTEMPTS:
-                return self._failed(study, next(iter(found.failed.values())))
-            crash_point("report-built")
-            studies.finish(self._journal, study.uid, found.states, found.reports, found.observed)
+            return step()
         except StaleReport:
             self._again(study, 0.0, "StaleReport", counts=False)
             return False
+        except WriterFailed as error:
+            return self._failed(study, str(error))
         except (OSError, sqlite3.Error, StorageError):
             raise
-        except Exception as error:  # whatever the report's library throws at hostile headers
+        except Exception as error:  # whatever a library throws at hostile headers
             return self._failed(study, type(error).__name__)
+
+    def _decide(self, study: Due, reading: Reading, lanes: Sequence[Lane]) -> bool:
+        """Have a study's reports written, if it did not fail."""
+        if reading.fault is not None:
+            return self._failed(study, reading.fault)
+        found = ending(self._station, self._journal, reading, lanes)
+        if found.failed and study.attempts + 1 < ATTEMPTS:
+            return self._failed(study, next(iter(found.failed.values())))
+        self._writer.begin(study.uid, found.writings)
+        self._decided.append(_Decided(study, len(reading.rows), found))
+        return False
+
+    def _finish(self, item: _Decided) -> bool:
+        """Write down what came of a study."""
+        study, found = item.study, item.found
+        reports = [*found.reports, *self._writer.finish(study.uid)]
+        crash_point("report-built")
+        studies.finish(self._journal, study.uid, found.states, reports, found.observed)
         crash_point("study-finished")
-        LOG.info("event=study_done study=%s images=%d reported=%d", study.key, len(reading.rows), found.reported)
+        LOG.info("event=study_done study=%s images=%d reported=%d", study.key, item.images, found.reported)
         self._told(found)
         return True
 

@@ -19,7 +19,8 @@ from hscc_edge.serve.instances import DAMAGED, Instance
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.worker.child import Child
 from hscc_edge.serve.worker.lane import Input, Lane
-from hscc_edge.serve.worker.sight import NO_VOLUME, Message, Sight, pack, receive
+from hscc_edge.serve.worker.messages import ask
+from hscc_edge.serve.worker.sight import NO_VOLUME, Message, Sight, seen
 
 LOG = logging.getLogger(__name__)
 OTHER_MODELS = "out of scope: no route to this model"
@@ -141,10 +142,10 @@ class Reader:
             child = self._children[self._sent % len(self._children)]
             self._sent += 1
             self._away.append(child)
-            ask = self._asks.popleft()
+            wanted = self._asks.popleft()
             try:
                 child.start()
-                child.ask(pack(ask))
+                ask(child, wanted)
             except ReaderFailed as error:
                 self._broken = error
                 return
@@ -173,7 +174,7 @@ class Reader:
     def _messages(self, child: Child, reading: Reading) -> Iterator[Message]:
         """What one ask is answered with, up to its end or the first fault."""
         while True:
-            message, pixels = receive(child, self._patience_s)
+            message, pixels = seen(child, self._patience_s)
             if "errno" in message:
                 raise OSError(message["errno"], os.strerror(message["errno"]))
             if message["kind"] == "fault":
@@ -199,9 +200,8 @@ class Reader:
         for members in groups.values():
             rows = tuple(item.row for item in members)
             self._volume_child.start()
-            self._volume_child.ask(pack({
-                "files": [row.file for row in rows], "steps": lane.steps, "spacing_mm": members[0].spacing_mm,
-            }))  # fmt: skip
+            files = [row.file for row in rows]
+            ask(self._volume_child, {"files": files, "steps": lane.steps, "spacing_mm": members[0].spacing_mm})
             for message, pixels in self._messages(self._volume_child, reading):
                 if message["kind"] == "input":
                     given = Input(rows, message["looks"], members[0].scanner)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,9 @@ from hscc_edge.errors import DicomError
 from hscc_edge.serve.instances import DAMAGED
 from hscc_edge.serve.route import scope, values
 from hscc_edge.serve.station import Station
-from hscc_edge.serve.worker.child import Child, read_all, write_all
+from hscc_edge.serve.worker.child import Child
+from hscc_edge.serve.worker.messages import read, receive, write
 
-SIZES = struct.Struct("<IQ")  # bytes of the JSON object, of the pixels
-SIZE = struct.Struct("<I")
-MOST_JSON, MOST_PIXELS = 1 << 20, 1 << 34
 WHOLE_BYTES = 16 << 20  # up to it a file is parsed once, its pixels with its headers
 NO_IMAGE = "out of scope: no image"
 UNDECODABLE = "cannot be decoded"
@@ -44,27 +41,19 @@ KINDS = ("input", "end", "fault")
 Message = tuple[dict[str, Any], list[Pixels]]
 
 
-def pack(ask: Mapping[str, Any]) -> bytes:
-    """An ask as it goes through the pipe."""
-    content = json.dumps(ask).encode()
-    return SIZE.pack(len(content)) + content
-
-
-def receive(child: Child, patience_s: float) -> Message:
+def seen(child: Child, patience_s: float) -> Message:
     """The next message of a reading process; raises what the child raises."""
-    until = time.monotonic() + patience_s
-    told, pixels = SIZES.unpack(child.receive(SIZES.size, until))
-    if told > MOST_JSON or pixels > MOST_PIXELS:
-        child.malformed()
+    message, content = receive(child, patience_s)
     try:
-        message = json.loads(child.receive(told, until))
         kind, shapes = message["kind"], [tuple(map(int, shape)) for shape in message.get("shapes", ())]
     except (ValueError, TypeError, LookupError):
         child.malformed()
-    if kind not in KINDS or sum(4 * math.prod(shape) for shape in shapes) != pixels:
+    ends = list(accumulate((math.prod(shape) for shape in shapes), initial=0))
+    if kind not in KINDS or 4 * ends[-1] != len(content):
         child.malformed()
+    values = np.frombuffer(content, np.float32)
     return message, [
-        np.frombuffer(child.receive(4 * math.prod(shape), until), np.float32).reshape(shape) for shape in shapes
+        values[start:end].reshape(shape) for (start, end), shape in zip(pairwise(ends), shapes, strict=True)
     ]
 
 
@@ -94,12 +83,10 @@ class Sight:
 
     def live(self, asks: int, answers: int) -> None:
         """Answer until the parent closes its end."""
-        while size := read_all(asks, SIZE.size):
-            ask = json.loads(read_all(asks, *SIZE.unpack(size)))
-            for message, pixels in self.answer(ask):
-                content = json.dumps(message | {"shapes": [array.shape for array in pixels]}).encode()
+        while asked := read(asks):
+            for message, pixels in self.answer(asked[0]):
                 held = [np.ascontiguousarray(array, np.float32).data for array in pixels]
-                write_all(answers, SIZES.pack(len(content), sum(part.nbytes for part in held)), content, *held)
+                write(answers, message | {"shapes": [array.shape for array in pixels]}, *held)
 
     def answer(self, ask: Mapping[str, Any]) -> Iterator[Message]:
         """The messages on one ask; whatever goes wrong is told by its kind, and nothing else of it."""

@@ -26,6 +26,7 @@ from hscc_edge.serve.worker.lane import Lane
 from hscc_edge.serve.worker.reading import Reader
 from hscc_edge.serve.worker.reference import Opening, opened, tested
 from hscc_edge.serve.worker.shadow import Shadows
+from hscc_edge.serve.worker.writing import Writer
 
 LOG = logging.getLogger(__name__)
 TICK_S, TURN_S = 0.1, 1.0
@@ -108,17 +109,18 @@ class Worker:
 
     def __init__(self, station: Station, journal: Journal, opening: Opening = inference_of) -> None:
         self._station, self._config, self._journal, self._opening = station, station.config, journal, opening
-        self._reader = Reader(station)
+        self._reader, self._writer = Reader(station), Writer(station)
         self._shadows = Shadows(station, journal, self._reader, opening)
         self._lanes: dict[str, Lane] = {}
-        self._flow = Flow(station, journal, self._reader, self._lanes, self._told)
+        self._flow = Flow(station, journal, self._reader, self._writer, self._lanes, self._told)
         self._rates: dict[str, float] = {}
         self._watches: dict[str, Watch] = {}
         self._generation = -1
 
     def close(self) -> None:
-        """End the processes that decode and infer."""
+        """End the processes that decode, infer and write."""
         self._reader.close()
+        self._writer.close()
         self._shadows.close()
         for lane in self._lanes.values():
             lane.close()
