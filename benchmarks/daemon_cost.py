@@ -4,8 +4,8 @@
 
 Studies of made-up MR slices are sent by dcmtk's storescu while the daemon holds them back; then it is started anew, and
 the time from the first study's begin to the last one's end is read from the journal's timeline. Processor time is what
-each of the daemon's processes used from the first tenth of the images on. Bare inference is one call of the same runtime
-on the same number of images, before and after, in this process. Ends in OUT/daemon-cost.json and .md.
+each of the daemon's processes used from the first tenth of the images on. Bare inference is one call of the same
+runtime on the same number of images, before and after, in this process. Ends in OUT/daemon-cost.json and .md.
 """
 
 from __future__ import annotations
