@@ -19,7 +19,9 @@ LEVEL = 0.95
 SHARES = (0.5, 0.9, 0.99, 0.999)
 ROUNDS = 7
 ROUND_MS = 4.0
+SWEEPS = 8
 Images = NDArray[np.float32]
+Call = tuple[Runtime, Images]
 Times = NDArray[np.float64]
 
 
@@ -110,7 +112,7 @@ def call_ms(runtime: Runtime, images: Images) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def medians(calls: Sequence[tuple[Runtime, Images]], *, own_clock: bool) -> list[float]:
+def medians(calls: Sequence[Call], *, own_clock: bool) -> list[float]:
     """Median milliseconds of each of many calls, all in turn over ROUNDS rounds; short calls are repeated in a round.
 
     The first call of each turn goes untimed, as in `sample`.
@@ -119,21 +121,47 @@ def medians(calls: Sequence[tuple[Runtime, Images]], *, own_clock: bool) -> list
         own_clock: time by the calling thread's processor clock, which leaves out what else runs on the machine; only
             where this thread does all the work.
     """
-    clock = time.thread_time_ns if own_clock else time.perf_counter_ns
+    timer = _Timer(own_clock)
+    repeats = [timer.repeats(call) for call in calls]
+    rounds = [[timer.mean_ms(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
+    return [float(value) for value in np.median(np.array(rounds), axis=0)]
 
-    def mean_ms(call: tuple[Runtime, Images], count: int) -> float:
+
+def medians_between(whole: Call, calls: Sequence[Call], *, own_clock: bool) -> tuple[float, list[float]]:
+    """Median milliseconds of one call as `medians` takes it, and of others that are never repeated.
+
+    Each of the others is called after all the rest, SWEEPS times a round and once untimed, so that it finds in the
+    processor's caches what it would find between other layers of a network, and not what it left there itself.
+    """
+    timer, rounds = _Timer(own_clock), []
+    repeats = timer.repeats(whole)
+    for _ in range(ROUNDS):
+        whole_ms = timer.mean_ms(whole, repeats)
+        sweeps = [[timer.once_ms(call) for call in calls] for _ in range(1 + SWEEPS)][1:]
+        rounds.append([whole_ms, *np.median(np.array(sweeps), axis=0)])
+    first, *others = np.median(np.array(rounds), axis=0)
+    return float(first), [float(value) for value in others]
+
+
+class _Timer:
+    def __init__(self, own_clock: bool) -> None:
+        self._clock = time.thread_time_ns if own_clock else time.perf_counter_ns
+
+    def once_ms(self, call: Call) -> float:
+        start = self._clock()
         call[0].infer(call[1])
-        start = clock()
+        return (self._clock() - start) / 1e6
+
+    def mean_ms(self, call: Call, count: int) -> float:
+        call[0].infer(call[1])
+        start = self._clock()
         for _ in range(count):
             call[0].infer(call[1])
-        return (clock() - start) / 1e6 / count
+        return (self._clock() - start) / 1e6 / count
 
-    repeats = []
-    for call in calls:
-        mean_ms(call, 1)
-        repeats.append(int(min(max(ROUND_MS / max(mean_ms(call, 1), 1e-3), 1), 20)))
-    rounds = [[mean_ms(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
-    return [float(value) for value in np.median(np.array(rounds), axis=0)]
+    def repeats(self, call: Call) -> int:
+        self.mean_ms(call, 1)
+        return int(min(max(ROUND_MS / max(self.mean_ms(call, 1), 1e-3), 1), 20))
 
 
 def compare_times(first: Times, second: Times) -> Race:

@@ -2,11 +2,14 @@
 
     index.json  dense.onnx  anchor-0.onnx ...  0-empty.onnx 0-0.onnx 0-1.onnx ... (layer, candidate)
 
-Every candidate of a layer is timed in turn with the whole dense network, and its time is that network's times its
-share, which cancels the drift of a machine between layers. What an empty graph of the same input takes is no part of a
-candidate. Alone, a candidate's weights stay in the processor's caches between calls; in a network others drive them
-out. So some whole networks of candidates, the anchors, are timed too: the fixed part and the scale of all candidates
-are those by which the sums are nearest to the anchors. The outcome is the table that `compress` reads.
+Every candidate of a layer is timed in turn with the others and the whole dense network, and its time is that network's
+times its share, which cancels the drift of a machine between layers. In turn, since a candidate called again and again
+finds its weights in the processor's caches, from where in a network other layers drive them; by itself where it is so
+large that it would drive the others to memory. What an empty graph of the same input takes is no part of a candidate.
+
+Factorised layers still take longer in a network than alone, dense ones do not. So some whole networks of candidates,
+the anchors, are timed too: the fixed part and the scale of all factorised candidates are those by which the sums are
+nearest to the anchors. The outcome is the table that `compress` reads.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from scipy.optimize import lsq_linear
 
 from hscc_edge.errors import ConfigError, InputError
 from hscc_edge.runtime import Runtime
-from hscc_edge.validate.latency import medians
+from hscc_edge.validate.latency import medians, medians_between
 from hscc_edge.validate.machine import machine_facts
 
 VERSION = 3
@@ -32,6 +35,8 @@ INDEX = "index.json"
 DENSE = "dense.onnx"
 LEAST = 1e-6
 SCALES = 0.5, 2.0  # beyond them a table's layers and its networks are not the same
+LARGE_BYTES = 16 << 20
+PLAIN = "dense"  # the family of what is not factorised
 Opener = Callable[[Path], Runtime]
 Progress = Callable[[int, str], None]
 Points = dict[str, list[tuple[float, float]]]
@@ -200,8 +205,15 @@ def time_layer(folder: Path, layer: Layer, whole: tuple[Runtime, NDArray[np.floa
     images = np.random.default_rng(0).standard_normal(layer.batch).astype(np.float32)
     files = (layer.empty, *(candidate.file for candidate in layer.candidates))
     opened = [device.open_graph(folder / file) for file in files]
-    timed = medians([whole, *((runtime, images) for runtime in opened)], own_clock=device.own_clock)
-    whole_ms, empty_ms, *times = timed
+    large = [(folder / file).stat().st_size > LARGE_BYTES for file in files]
+    together, apart = (
+        [(runtime, images) for runtime, is_large in zip(opened, large, strict=True) if is_large == kind]
+        for kind in (False, True)
+    )
+    whole_ms, small_ms = medians_between(whole, together, own_clock=device.own_clock)
+    again_ms, *large_ms = medians([whole, *apart], own_clock=device.own_clock)
+    sides = iter(small_ms), iter(value * whole_ms / again_ms for value in large_ms)
+    empty_ms, *times = [next(sides[is_large]) for is_large in large]
     for runtime in opened:
         runtime.close()
     found: Points = {}
@@ -227,35 +239,43 @@ def table(
     dense_ms, *measured = medians(calls, own_clock=device.own_clock)
     for runtime in opened:
         runtime.close()
-    sums = [
-        sum(_share(found, layer, anchor.chosen[layer.name]) for layer in index.layers) * dense_ms
-        for anchor in index.anchors
-    ]
-    fixed_ms, scale = anchored(sums, measured)
+    plain, factorised = (
+        [dense_ms * _share(found, index.layers, anchor, plain=plain) for anchor in index.anchors]
+        for plain in (True, False)
+    )
+    fixed_ms, scale = anchored(plain, factorised, measured)
+    sums = [fixed_ms + a + scale * b for a, b in zip(plain, factorised, strict=True)]
     times = {
         layer: {
-            name: _rising([(cost, share * dense_ms * scale) for cost, share in points]) for name, points in item.items()
+            name: _rising([(cost, share * dense_ms * (1.0 if name == PLAIN else scale)) for cost, share in points])
+            for name, points in item.items()
         }
         for layer, item in found.items()
     }
     return {
         "version": VERSION, "runtime": f"{whole[0].name}, {device.note}", "dense_ms": dense_ms, "fixed_ms": fixed_ms,
-        "scale": scale, "anchors": [[fixed_ms + scale * a, b] for a, b in zip(sums, measured, strict=True)],
+        "scale": scale, "anchors": [list(pair) for pair in zip(sums, measured, strict=True)],
         "network": index.network, "machine": machine_facts()["machine"], "times": times,
     }  # fmt: skip
 
 
-def anchored(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """(fixed part, scale): `fixed + scale * sum` is nearest to what was measured, by the squares of relative errors."""
-    sums_ms, measured_ms = np.asarray(sums), np.asarray(measured)
-    system = np.stack([1 / measured_ms, sums_ms / measured_ms], axis=1)
-    fixed, scale = lsq_linear(system, np.ones(len(system)), bounds=([0.0, SCALES[0]], [np.inf, SCALES[1]])).x
+def anchored(plain: Sequence[float], factorised: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """(fixed part, scale): `fixed + plain + scale * factorised` is nearest to `measured`, relative errors squared.
+
+    Args:
+        plain, factorised: ms of an anchor's dense and other layers, alone.
+    """
+    alone, whole = np.asarray(factorised), np.asarray(measured)
+    system = np.stack([1 / whole, alone / whole], axis=1)
+    bounds = ([0.0, SCALES[0]], [np.inf, SCALES[1]])
+    fixed, scale = lsq_linear(system, 1 - np.asarray(plain) / whole, bounds=bounds).x
     return float(fixed), float(scale)
 
 
-def _share(found: Mapping[str, Points], layer: Layer, number: int) -> float:
-    candidate = layer.candidates[number]
-    return dict(found[layer.name][candidate.family])[candidate.flops]
+def _share(found: Mapping[str, Points], layers: Sequence[Layer], anchor: Anchor, *, plain: bool) -> float:
+    """What the dense, or all other, layers of an anchor take."""
+    chosen = [(layer.name, layer.candidates[anchor.chosen[layer.name]]) for layer in layers]
+    return sum(dict(found[name][item.family])[item.flops] for name, item in chosen if (item.family == PLAIN) == plain)
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

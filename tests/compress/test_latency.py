@@ -180,15 +180,18 @@ class Clock:
 
 
 def test_what_layers_take_longer_in_a_network_is_in_the_table(folder, monkeypatch):
-    """Here every layer takes a quarter more in a network than alone, and the rest of a network half a millisecond."""
+    """Here factorised layers take a quarter more in a network than alone, and the rest of a network 0.5 ms."""
     out, index = folder
     alone = {layer.name: [0.1 + 0.01 * n for n in range(len(layer.candidates))] for layer in index.layers}
+    longer = {
+        layer.name: [1.0 if item.family == "dense" else 1.25 for item in layer.candidates] for layer in index.layers
+    }
     found = {}
     for layer in index.layers:
         for candidate, ms in zip(layer.candidates, alone[layer.name], strict=True):
             found.setdefault(layer.name, {}).setdefault(candidate.family, []).append((candidate.flops, ms / 8.0))
     takes = {
-        anchor.file: 0.5 + 1.25 * sum(alone[name][number] for name, number in anchor.chosen.items())
+        anchor.file: 0.5 + sum(longer[name][number] * alone[name][number] for name, number in anchor.chosen.items())
         for anchor in index.anchors
     }
     monkeypatch.setattr(layer_times, "medians", lambda calls, own_clock: [runtime.ms for runtime, _ in calls])
@@ -196,13 +199,20 @@ def test_what_layers_take_longer_in_a_network_is_in_the_table(folder, monkeypatc
     raw = layer_times.table(out, index, (Clock(8.0), None), found, device)
     assert raw["fixed_ms"] == pytest.approx(0.5, rel=1e-6) and raw["scale"] == pytest.approx(1.25, rel=1e-6)
     assert all(own == pytest.approx(measured, rel=1e-6) for own, measured in raw["anchors"])
-    first = index.layers[0].candidates[0]
-    assert raw["times"][index.layers[0].name][first.family][0][1] == pytest.approx(1.25 * 0.1, rel=1e-6)
+    first, other = (
+        next(n for n, item in enumerate(index.layers[0].candidates) if (item.family == "dense") == plain)
+        for plain in (True, False)
+    )
+    for number, factor in ((first, 1.0), (other, 1.25)):
+        name, item = index.layers[0].name, index.layers[0].candidates[number]
+        assert dict(raw["times"][name][item.family])[item.flops] == pytest.approx(
+            factor * alone[name][number], rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("measured", [(9.0, 1.0), (1.0, 900.0)])
 def test_a_scale_that_no_cache_explains_is_not_believed(measured):
-    fixed, scale = layer_times.anchored((1.0, 2.0), measured)
+    fixed, scale = layer_times.anchored((0.0, 0.0), (1.0, 2.0), measured)
     assert fixed >= 0 and layer_times.SCALES[0] <= scale <= layer_times.SCALES[1]
 
 
