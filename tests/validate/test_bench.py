@@ -15,7 +15,7 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.errors import BundleError, InputError
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.validate import bench, profile
-from hscc_edge.validate.latency import medians, percentile, sample
+from hscc_edge.validate.latency import ROUNDS, SWEEPS, medians, medians_between, percentile, sample
 from hscc_edge.validate.scenarios import SCENARIOS, play, queries, scenario_of
 
 
@@ -77,6 +77,20 @@ def test_medians_interleave_and_keep_their_order():
     slow.infer = lambda images: np.linalg.eigvalsh(np.ones((90, 90)))
     low, high = medians([(fast, IMAGES[0]), (slow, IMAGES[0])], own_clock=True)
     assert 0 <= low < high
+
+
+def test_layers_are_called_between_others_and_never_twice_in_a_row():
+    calls = []
+
+    class Noting(Fake):
+        def infer(self, images):
+            calls.append(self.name)
+
+    whole, *others = (Noting(name) for name in "wabc")
+    first, rest = medians_between((whole, IMAGES[0]), [(other, IMAGES[0]) for other in others], own_clock=True)
+    assert first >= 0 and len(rest) == 3
+    sweeps = "".join(calls).replace("w", " ").split()
+    assert sweeps == ["abc" * (1 + SWEEPS)] * ROUNDS
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
