@@ -23,7 +23,7 @@ with extra("workstation"):
     from torch import nn
 
 POINTS = 5
-MIXED = 3  # anchors beside the thin one
+LEVELS = 1, 3  # of the points, for the anchors of each structure
 
 
 def write_candidates(
@@ -76,15 +76,16 @@ def write_anchors(
 ) -> Iterator[Anchor]:
     """Whole networks of candidates, by which a device's table of layers is set right.
 
-    Of the first, every layer is the cheapest: little of its time is in its layers. The others are as plans are, from
-    small to large, with every structure in turn.
+    Of the first, every layer is the cheapest: little of its time is in its layers. Then there are a small and a large
+    one of each structure, in which a layer that does not have it has another.
     """
     candidates = {name: spread(entry.options) for name, entry in proposal.candidates.items()}
-    for number in range(1 + MIXED):
-        chosen = {
-            name: mixed(options, number, place) if number else cheapest(options)
-            for place, (name, options) in enumerate(candidates.items())
-        }
+    structures = dict.fromkeys(option.structure for options in candidates.values() for option in options)
+    plans = [{name: cheapest(options) for name, options in candidates.items()}]
+    for structure in structures:
+        if structure != "dense":
+            plans += [{name: of(options, structure, level) for name, options in candidates.items()} for level in LEVELS]
+    for number, chosen in enumerate(plans):
         path = folder / f"anchor-{number}.onnx"
         options = {name: candidates[name][choice] for name, choice in chosen.items()}
         path.write_bytes(by_position(export_onnx(network_of(problem, options), tuple(image))))
@@ -106,16 +107,15 @@ def cheapest(options: Sequence[Option]) -> int:
     return min(range(len(options)), key=lambda index: options[index].flops)
 
 
-def mixed(options: Sequence[Option], number: int, place: int) -> int:
-    """Number of an option of the layer at `place`: the structures in turn, each at its `number`-th point."""
+def of(options: Sequence[Option], structure: str, level: int) -> int:
+    """Number of an option at that level of its family: of the structure, or of the first that there is."""
     families: dict[str, list[int]] = {}
     for index, option in enumerate(options):
-        if option.structure != "dense":
-            families.setdefault(family(option), []).append(index)
-    if not families:
-        return 0
-    points = list(families.values())[(number + place) % len(families)]
-    return points[min(number, len(points) - 1)]
+        families.setdefault(family(option), []).append(index)
+    kinds = {name: options[members[0]].structure for name, members in families.items()}
+    order = sorted(families, key=lambda name: (kinds[name] != structure, kinds[name] == "dense"))
+    points = families[order[0]]
+    return points[min(level, len(points) - 1)]
 
 
 def family(option: Option) -> str:

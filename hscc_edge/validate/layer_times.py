@@ -7,9 +7,9 @@ times its share, which cancels the drift of a machine between layers. In turn, s
 finds its weights in the processor's caches, from where in a network other layers drive them; by itself where it is so
 large that it would drive the others to memory. What an empty graph of the same input takes is no part of a candidate.
 
-Factorised layers still take longer in a network than alone, dense ones do not. So some whole networks of candidates,
-the anchors, are timed too: the fixed part and the scale of all factorised candidates are those by which the sums are
-nearest to the anchors. The outcome is the table that `compress` reads.
+Factorised layers still take longer in a network than alone, each structure by another share; dense ones do not. So some
+whole networks of candidates, the anchors, are timed too: the fixed part and the structures' scales are those by which
+the sums are nearest to the anchors. The outcome is the table that `compress` reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ DENSE = "dense.onnx"
 LEAST = 1e-6
 SCALES = 0.5, 2.0  # beyond them a table's layers and its networks are not the same
 LARGE_BYTES = 16 << 20
-PLAIN = "dense"  # the family of what is not factorised
+PLAIN = "dense"  # the structure of what is not factorised
+ROUNDS = 3
 Opener = Callable[[Path], Runtime]
 Progress = Callable[[int, str], None]
 Points = dict[str, list[tuple[float, float]]]
@@ -232,50 +233,62 @@ def table(
 ) -> dict[str, Any]:
     """The table's JSON object from shares: they are scaled by the dense network's median, taken now.
 
-    `anchors` in it are (sum by the table, measured) in ms, of the networks that set fixed part and scale.
+    `anchors` in it are (sum by the table, measured) in ms, of the networks that set fixed part and scales.
     """
     opened = [device.open_graph(folder / anchor.file) for anchor in index.anchors]
     calls = [whole, *((runtime, whole[1]) for runtime in opened)]
-    dense_ms, *measured = medians(calls, own_clock=device.own_clock)
+    rounds = [medians(calls, own_clock=device.own_clock) for _ in range(ROUNDS)]
     for runtime in opened:
         runtime.close()
-    plain, factorised = (
-        [dense_ms * _share(found, index.layers, anchor, plain=plain) for anchor in index.anchors]
-        for plain in (True, False)
-    )
-    fixed_ms, scale = anchored(plain, factorised, measured)
-    sums = [fixed_ms + a + scale * b for a, b in zip(plain, factorised, strict=True)]
+    dense_ms, *measured = (float(value) for value in np.median(np.array(rounds), axis=0))
+    alone = [
+        {name: share * dense_ms for name, share in _shares(found, index.layers, anchor).items()}
+        for anchor in index.anchors
+    ]
+    fixed_ms, scales = anchored(alone, measured)
+    sums = [fixed_ms + sum(scales[name] * ms for name, ms in item.items()) for item in alone]
     times = {
         layer: {
-            name: _rising([(cost, share * dense_ms * (1.0 if name == PLAIN else scale)) for cost, share in points])
+            name: _rising([(cost, share * dense_ms * scales.get(structure(name), 1.0)) for cost, share in points])
             for name, points in item.items()
         }
         for layer, item in found.items()
     }
     return {
         "version": VERSION, "runtime": f"{whole[0].name}, {device.note}", "dense_ms": dense_ms, "fixed_ms": fixed_ms,
-        "scale": scale, "anchors": [list(pair) for pair in zip(sums, measured, strict=True)],
+        "scales": scales, "anchors": [list(pair) for pair in zip(sums, measured, strict=True)],
         "network": index.network, "machine": machine_facts()["machine"], "times": times,
     }  # fmt: skip
 
 
-def anchored(plain: Sequence[float], factorised: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """(fixed part, scale): `fixed + plain + scale * factorised` is nearest to `measured`, relative errors squared.
+def structure(family: str) -> str:
+    """Of a family."""
+    return family.split(" ", 1)[0]
+
+
+def anchored(alone: Sequence[Mapping[str, float]], measured: Sequence[float]) -> tuple[float, dict[str, float]]:
+    """(fixed part, scale of each structure), by which the sums are nearest to `measured`, relative errors squared.
 
     Args:
-        plain, factorised: ms of an anchor's dense and other layers, alone.
+        alone: of each anchor, structure -> ms of its layers of that structure; the scale of dense ones is 1.
     """
-    alone, whole = np.asarray(factorised), np.asarray(measured)
-    system = np.stack([1 / whole, alone / whole], axis=1)
-    bounds = ([0.0, SCALES[0]], [np.inf, SCALES[1]])
-    fixed, scale = lsq_linear(system, 1 - np.asarray(plain) / whole, bounds=bounds).x
-    return float(fixed), float(scale)
+    names = sorted({name for item in alone for name in item} - {PLAIN})
+    whole = np.asarray(measured)
+    system = np.array([[1.0, *(item.get(name, 0.0) for name in names)] for item in alone]) / whole[:, None]
+    plain = np.array([item.get(PLAIN, 0.0) for item in alone]) / whole
+    bounds = ([0.0, *[SCALES[0]] * len(names)], [np.inf, *[SCALES[1]] * len(names)])
+    fixed, *scales = lsq_linear(system, 1.0 - plain, bounds=bounds).x
+    return float(fixed), {PLAIN: 1.0, **{name: float(value) for name, value in zip(names, scales, strict=True)}}
 
 
-def _share(found: Mapping[str, Points], layers: Sequence[Layer], anchor: Anchor, *, plain: bool) -> float:
-    """What the dense, or all other, layers of an anchor take."""
-    chosen = [(layer.name, layer.candidates[anchor.chosen[layer.name]]) for layer in layers]
-    return sum(dict(found[name][item.family])[item.flops] for name, item in chosen if (item.family == PLAIN) == plain)
+def _shares(found: Mapping[str, Points], layers: Sequence[Layer], anchor: Anchor) -> dict[str, float]:
+    """What an anchor's layers take alone, by structure."""
+    shares: dict[str, float] = {}
+    for layer in layers:
+        chosen = layer.candidates[anchor.chosen[layer.name]]
+        name, share = structure(chosen.family), dict(found[layer.name][chosen.family])[chosen.flops]
+        shares[name] = shares.get(name, 0.0) + share
+    return shares
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
