@@ -32,7 +32,8 @@ def write_candidates(
 ) -> Index:  # fmt: skip
     """A directory for `hscc-edge bench --layers`; nothing appears at `out` unless all of it does.
 
-    Its size is about POINTS times that of the dense weights, for the structures that are asked for.
+    Its size is about POINTS times that of the dense weights, for the structures that are asked for, and that of the
+    anchors, two compressed networks a structure.
 
     Args:
         dense: ONNX graph of the dense network.
@@ -109,13 +110,19 @@ def cheapest(options: Sequence[Option]) -> int:
 
 def of(options: Sequence[Option], structure: str, level: int) -> int:
     """Number of an option at that level of its family: of the structure, or of the first that there is."""
-    families: dict[str, list[int]] = {}
-    for index, option in enumerate(options):
-        families.setdefault(family(option), []).append(index)
-    kinds = {name: options[members[0]].structure for name, members in families.items()}
-    order = sorted(families, key=lambda name: (kinds[name] != structure, kinds[name] == "dense"))
-    points = families[order[0]]
-    return points[min(level, len(points) - 1)]
+    order = sorted(
+        families(options).values(),
+        key=lambda members: (options[members[0]].structure != structure, options[members[0]].structure == "dense"),
+    )
+    return order[0][min(level, len(order[0]) - 1)]
+
+
+def families(options: Sequence[Option]) -> dict[str, list[int]]:
+    """The numbers of each family's options."""
+    found: dict[str, list[int]] = {}
+    for number, option in enumerate(options):
+        found.setdefault(family(option), []).append(number)
+    return found
 
 
 def family(option: Option) -> str:
@@ -131,11 +138,8 @@ def family(option: Option) -> str:
 def spread(options: Sequence[Option]) -> list[Option]:
     """POINTS options of each family, evenly in the logarithm of their FLOPs."""
     found: list[Option] = []
-    families: dict[str, list[Option]] = {}
-    for option in options:
-        families.setdefault(family(option), []).append(option)
-    for members in families.values():
-        ordered = sorted(members, key=lambda option: option.flops)
+    for members in families(options).values():
+        ordered = sorted((options[number] for number in members), key=lambda option: option.flops)
         logs = np.log([max(option.flops, 1) for option in ordered])
         wanted = np.linspace(logs[0], logs[-1], POINTS)
         picks = sorted({int(np.abs(logs - value).argmin()) for value in wanted})

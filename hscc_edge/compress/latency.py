@@ -114,7 +114,8 @@ def time_candidates(
     """Time a few ranks of every structure of every layer on this machine, each in turn with the whole dense network.
 
     The graphs and the clock are those of `hscc-edge bench --layers`. Time grows with layers x structures x POINTS x
-    about 60 ms; memory and disk with the weights of one layer's candidates.
+    about 60 ms, and with the export of two networks a structure; memory and disk with the weights of one layer's
+    candidates, or of all those networks.
 
     Args:
         dense: ONNX graph of the dense network.

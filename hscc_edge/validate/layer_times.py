@@ -182,7 +182,8 @@ def _inside(name: str) -> str:
 def time_directory(folder: Path, device: Device, progress: Progress | None = None) -> dict[str, Any]:
     """Time every candidate of a directory; returns the table's JSON object.
 
-    Time grows with candidates x about 60 ms and the opening of their graphs; memory with one layer's weights.
+    Time grows with candidates x about 60 ms and the opening of their graphs; memory with one layer's weights,
+    or those of all anchors.
 
     Raises:
         InputError, ConfigError: as `read_index` does.

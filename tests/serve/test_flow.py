@@ -18,12 +18,6 @@ REPORTS = "SELECT content FROM reports WHERE study = ? AND current = 1"
 
 
 @pytest.fixture
-def bench(tmp_path, dense):
-    with benches(tmp_path, dense) as build:
-        yield build
-
-
-@pytest.fixture
 def hurt(monkeypatch):
     """What a reading process does to itself where it is given a file of one of these digests."""
     deeds = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from workbench import Bench, benches, less_sure, slices
+from workbench import Bench, less_sure, slices
 
 from hscc_edge.bundle import Bundle, add_files, read_bundle, rewrite
 from hscc_edge.errors import BundleError, ConfigError, EngineError, InputError
@@ -28,12 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:Dep
 @pytest.fixture(scope="module")
 def newer(dense, tmp_path_factory) -> Bundle:
     return less_sure(dense, tmp_path_factory.mktemp("newer") / "bundle")
-
-
-@pytest.fixture
-def bench(tmp_path, dense):
-    with benches(tmp_path, dense) as build:
-        yield build
 
 
 def states(made: Bench) -> dict[int, tuple[str, str | None]]:

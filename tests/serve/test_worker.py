@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
-from workbench import benches, numbers, pixels_of, slices
+from workbench import numbers, pixels_of, slices
 
 from hscc_edge.runtime import infer_each, open_runtime
 from hscc_edge.runtime.startup import Started
@@ -18,12 +18,6 @@ from hscc_edge.serve.instances import NO_RESULT, REPORTED
 from hscc_edge.serve.worker.lane import Input
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def bench(tmp_path, dense):
-    with benches(tmp_path, dense) as build:
-        yield build
 
 
 def crash() -> None:

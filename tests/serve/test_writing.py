@@ -5,19 +5,13 @@ import signal
 import time
 
 import pytest
-from workbench import benches, slices
+from workbench import slices
 
 from hscc_edge.serve.instances import NO_RESULT, RECEIVED, REPORTED
 from hscc_edge.serve.studies import NewReport
 from hscc_edge.serve.worker import writing
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def bench(tmp_path, dense):
-    with benches(tmp_path, dense) as build:
-        yield build
 
 
 @pytest.fixture

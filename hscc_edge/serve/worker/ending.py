@@ -10,6 +10,7 @@ from hscc_edge.serve.instances import NO_RESULT, REPORTED, Instance
 from hscc_edge.serve.journal import Journal
 from hscc_edge.serve.observations import Observation, Observed
 from hscc_edge.serve.results.report import Order, next_report
+from hscc_edge.serve.results.sr import Reference
 from hscc_edge.serve.station import Station
 from hscc_edge.serve.studies import NewReport
 from hscc_edge.serve.worker.lane import Case, Lane
@@ -107,11 +108,16 @@ def _reports(
     found = next_report(station.config, journal, reading.study, lane.name, lane.bundle, decided, reason)
     if isinstance(found, Order):
         told = [cases[number] for number in found.told]
-        images = [[(row.study, row.sop_class, row.sop, row.series) for row in case.rows] for case in told]
-        decisions = [case.decision for case in told]
-        yield Writing(found, lane.bundle, told[0].rows[0].file, list(zip(decisions, images, strict=True)))
+        pairs = [
+            (case.decision, [(row.study, row.sop_class, row.sop, row.series) for row in case.rows]) for case in told
+        ]
+        yield Writing(found, lane.bundle, told[0].rows[0].file, pairs)
     elif found is not None:
         yield found
+
+
+def _reference(row: Instance) -> Reference:
+    return row.study, row.sop_class, row.sop, row.series
 
 
 def _give(

@@ -56,7 +56,6 @@ class Writing:
         cases = [[asdict(decision), images] for decision, images in self.cases]
         return {
             **order, "bundle": str(self.bundle.root), "digest": self.order.digest, "head": self.head, "cases": cases,
-            "old": self.order.old is not None,
         }  # fmt: skip
 
 
@@ -100,14 +99,10 @@ class Writer:
 
         Raises:
             WriterFailed: if one could not be written.
-            OSError: that the writing met.
+            OSError: that the writing met; `close` it then.
         """
-        try:
-            while waiting := [job for job in self._jobs if job.study == study and not job.done]:
-                self._take(*next((job, job.child) for job in (*waiting, *self._jobs) if job.child is not None))
-        except OSError:
-            self.close()
-            raise
+        while waiting := [job for job in self._jobs if job.study == study and not job.done]:
+            self._take(*next((job, job.child) for job in (*waiting, *self._jobs) if job.child is not None))
         found = [job for job in self._jobs if job.study == study]
         self._jobs = deque(job for job in self._jobs if job.study != study)
         if fault := next((job.fault for job in found if job.fault is not None), None):
@@ -181,7 +176,7 @@ class Writer:
             for decision, images in told["cases"]
         ]
         order = Order(
-            told["model"], told["digest"], UID(told["uid"]), told["predecessor"], old if told["old"] else None,
+            told["model"], told["digest"], UID(told["uid"]), told["predecessor"], old or None,
             tuple(range(len(cases))),
         )  # fmt: skip
         head = pydicom.dcmread(self._station.spool().path(told["head"]), stop_before_pixels=True)
