@@ -30,6 +30,9 @@ def hurt(monkeypatch):
     return deeds
 
 
+load = writing.load
+
+
 def three(made, phantom):
     return [made.put(slices(phantom, str(number), 3, 3 * number)) for number in range(1, 4)]
 
@@ -68,6 +71,14 @@ def test_a_writer_that_is_killed_once_costs_nothing_but_the_retry(bench, phantom
     assert made.work() == 3 and killed.exists()
     assert all(made.states(uid) == [(REPORTED, None)] * 3 for uid in uids)
     assert made.kinds(doomed) == ["received", "started", "retried", "started", "reported"]
+
+
+def test_a_writer_may_take_its_time_to_start(bench, phantom, monkeypatch):
+    monkeypatch.setattr(writing, "load", lambda: (load(), time.sleep(3.0)))
+    made = bench(timeout_s=2.0)
+    uids = three(made, phantom)
+    assert made.work() == 3
+    assert all(made.kinds(uid) == ["received", "started", "reported"] for uid in uids)
 
 
 def test_a_disk_that_fails_under_a_writer_is_no_fault_of_the_study(bench, phantom, hurt):

@@ -6,6 +6,7 @@ sent. What crashes it, or hangs, costs that study one retry; nobody else's repor
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from hscc_edge.serve.worker.child import Child
 from hscc_edge.serve.worker.messages import ask, read, receive, write
 
 MOST_WRITERS, PROCESSORS_EACH = 3, 3
+START_S = 60.0
 
 
 class WriterFailed(EngineError):
@@ -64,6 +66,7 @@ class _Job:
     study: str = field(repr=False)
     writing: Writing
     child: Child | None = None
+    starting: bool = False
     report: NewReport | None = None
     fault: WriterFailed | None = None
 
@@ -125,7 +128,7 @@ class Writer:
                 return
             child = self._idle.pop()
             try:
-                child.start()
+                job.starting = child.start()
                 ask(child, job.writing.to_json(), job.writing.order.old or b"")
                 job.child = child
             except WriterFailed as error:
@@ -135,6 +138,8 @@ class Writer:
     def _take(self, job: _Job, child: Child) -> None:
         """Wait for what a process says of its report."""
         try:
+            if job.starting:
+                receive(child, START_S)
             job.report = self._answer(job.writing.order, child)
         except WriterFailed as error:
             job.fault = error
@@ -154,7 +159,9 @@ class Writer:
             child.malformed()
 
     def _live(self, asks: int, answers: int) -> None:
-        """The process's own loop, until the parent closes its end."""
+        """The process's own loop, until the parent closes its end; it says first that it can write."""
+        load()
+        write(answers, {})
         while asked := read(asks):
             try:
                 report = self._written(*asked)
@@ -181,6 +188,11 @@ class Writer:
         )  # fmt: skip
         head = pydicom.dcmread(self._station.spool().path(told["head"]), stop_before_pixels=True)
         return write_report(self._station.config, _bundle(told["bundle"], told["digest"]), order, head, cases)
+
+
+def load() -> None:
+    """Import what makes reports, which takes longer than a report."""
+    importlib.import_module("hscc_edge.serve.results.measurement_report")
 
 
 @lru_cache(maxsize=16)
