@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 
@@ -9,31 +10,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 1 << 17
-SHIFT, KEYS = 16, 1 << 16
+HALVES, NEGATIVE = 1 << 16, 1 << 15
+UPPER = int(sys.byteorder == "little")  # which half of a float32 has its sign, exponent and first bits of its fraction
+# The halves in the order of their values: of negative ones the greatest first.
+RISING = np.concatenate([np.arange(HALVES - 1, NEGATIVE - 1, -1), np.arange(NEGATIVE)])
 
 
 def percentiles(values: NDArray[np.float32], shares: Sequence[float]) -> list[float]:
     """What `np.percentile` returns by default, to the bit: linear between the two values around each share.
 
-    Values are counted by the upper half of their bits, and only those that share it with the value that is wanted are
-    sorted. Time grows with the values; memory beside them with how many share the upper half, at worst all.
+    Values are counted by the upper half of their bits (IEEE 754), and only those that share it with the value that is
+    wanted are sorted. Time grows with the values; memory beside them with how many share the upper half, at worst all.
 
     Args:
         values: finite, of any shape, at least one.
         shares: 0 to 100.
     """
-    flat = values.reshape(-1)
-    chunks = [np.ascontiguousarray(flat[start : start + CHUNK]) for start in range(0, flat.size, CHUNK)]
-    ends = np.cumsum(sum(np.bincount(_keys(chunk), minlength=KEYS) for chunk in chunks))
+    flat = np.ascontiguousarray(values).reshape(-1)
+    chunks = [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
+    counts = np.sum([np.bincount(_halves(chunk), minlength=HALVES) for chunk in chunks], axis=0)
+    ends = np.cumsum(counts[RISING])
 
     @cache
-    def alike(key: int) -> NDArray[np.float32]:
-        found = np.concatenate([np.compress(_keys(chunk) == key, chunk) for chunk in chunks])
+    def alike(half: int) -> NDArray[np.float32]:
+        found = np.concatenate([np.compress(_halves(chunk) == half, chunk) for chunk in chunks])
         return np.sort(found) if found.min() < found.max() else found  # air, all equal, takes longest to sort
 
     def ranked(rank: int) -> np.float32:
-        key = int(np.searchsorted(ends, rank, side="right"))
-        return np.float32(alike(key)[rank - ends[key]])
+        place = int(np.searchsorted(ends, rank, side="right"))
+        return np.float32(alike(int(RISING[place]))[rank - ends[place]])
 
     found = []
     for share in shares:
@@ -43,11 +48,8 @@ def percentiles(values: NDArray[np.float32], shares: Sequence[float]) -> list[fl
     return found
 
 
-def _keys(chunk: NDArray[np.float32]) -> NDArray[np.int32]:
-    """0 to KEYS - 1, rising with the value: its sign, its exponent and the first bits of its fraction (IEEE 754)."""
-    bits = chunk.view(np.int32)
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (rising >> SHIFT) + KEYS // 2
+def _halves(chunk: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return chunk.view(np.uint16)[UPPER::2]
 
 
 def _between(low: np.float32, high: np.float32, part: float) -> float:

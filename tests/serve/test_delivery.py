@@ -20,6 +20,7 @@ from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 from hscc_edge.serve import outbox
 from hscc_edge.serve.results.breaker import TRIPS, Breaker, back_off_s, failed
 from hscc_edge.serve.results.delivery import Courier
+from hscc_edge.serve.results.storage_user import PLAIN, association
 from hscc_edge.serve.timeline import timeline
 
 # pynetdicom leaves the socket of a connection that failed to the garbage collector
@@ -63,6 +64,12 @@ def test_what_is_due_goes_over_one_association(tmp_path):
     assert len(kept) == 5 and len(set(seen)) == 1
     assert desk.counts() == {"delivered": 5}
     assert [event.kind for event in timeline(desk.journal, "1.2.3")] == ["reported", "sent"]
+
+
+def test_no_write_waits_for_the_peer_to_acknowledge_the_one_before():
+    contexts = [(Comprehensive3DSRStorage, PLAIN)]
+    with archive() as (port, _), association(replace(QUICK, port=port), "HSCC_EDGE", contexts) as peer:
+        assert peer.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("status", [0xB000, 0xB006, 0x0111])

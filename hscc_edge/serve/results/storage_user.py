@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from hscc_edge.serve.results.outcome import BUSY, REFUSED, TAKEN, UNANSWERED, UN
 from hscc_edge.serve.tls import client_context
 
 with extra("device"):
-    from pynetdicom import AE
+    from pynetdicom import AE, evt
 
 PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 DUPLICATE = 0x0111  # the destination has this instance already
@@ -50,7 +51,7 @@ def association(
         destination.port,
         ae_title=destination.ae_title,
         tls_args=tls,
-        evt_handlers=list(handlers),
+        evt_handlers=[(evt.EVT_CONN_OPEN, _at_once), *handlers],
     )
     if not found.is_established:
         if found.rejected_contexts and not found.accepted_contexts:
@@ -61,6 +62,11 @@ def association(
     finally:
         if found.is_established:
             found.release()
+
+
+def _at_once(event: Any) -> None:
+    """A command and its data set are two writes, of which the second would wait for the peer's late acknowledgement."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def contexts_for(datasets: Sequence[pydicom.Dataset]) -> list[tuple[str, Sequence[str]]]:

@@ -175,13 +175,7 @@ class Writer:
                 write(answers, told, report.content, *(item.content for item in report.deliveries if item.content))
 
     def _written(self, told: Mapping[str, Any], old: bytes) -> NewReport:
-        cases = [
-            (
-                Decision(**decision | {"probabilities": tuple(decision["probabilities"])}),
-                [tuple(item) for item in images],
-            )
-            for decision, images in told["cases"]
-        ]
+        cases = [(_decision(decision), [tuple(item) for item in images]) for decision, images in told["cases"]]
         order = Order(
             told["model"], told["digest"], UID(told["uid"]), told["predecessor"], old or None,
             tuple(range(len(cases))),
@@ -204,8 +198,8 @@ def _bundle(root: str, digest: str) -> Bundle:
     return bundle
 
 
-def _decision(told: Mapping[str, Any]) -> Decision:
-    return Decision(**{**told, "probabilities": tuple(told["probabilities"])})
+def _decision(told: dict[str, Any]) -> Decision:
+    return Decision(**told | {"probabilities": tuple(told["probabilities"])})
 
 
 def _size(content: bytes | None) -> int | None:
