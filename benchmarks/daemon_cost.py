@@ -27,6 +27,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "serve"))
 
 from box import Box, storescu, wait_for
+from intake_servers import SERVERS
 
 from hscc_edge import durable
 from hscc_edge.bundle import read_bundle
@@ -35,7 +36,6 @@ from hscc_edge.data.dicom import read_image
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.model.decision import parse_rule
 from hscc_edge.runtime import infer_each, open_runtime
-from hscc_edge.serve.doors.receiver import receive
 from hscc_edge.validate.machine import machine_facts
 
 IMPORTS = """
@@ -69,8 +69,8 @@ def memory_mb(pid: int) -> list[dict[str, float]]:
 
 def idle(root: Path, bundle: Path) -> dict[str, Any]:
     """The daemon's memory after it has served nothing for a while."""
-    with receive(root / "archive") as port:
-        box = Box(root, bundle, port, processes=2)
+    with SERVERS["storescp"](root / "archive") as archive:
+        box = Box(root, bundle, archive.port, processes=2)
         process, _ = box.start()
         try:
             time.sleep(SETTLE_S)
@@ -90,13 +90,13 @@ def saturated(root: Path, bundle: Path, files: list[Path]) -> tuple[float, dict[
 
     And milliseconds of processor time an image, by what a process is called.
     """
-    with receive(root / "archive") as port:
-        held = Box(root, bundle, port, quiet_s=86_400, processes=2)
+    with SERVERS["storescp"](root / "archive") as archive:
+        held = Box(root, bundle, archive.port, quiet_s=86_400, processes=2)
         with held.running() as own:
             kept = storescu(own, files)
         if len(kept) != len(files):
             raise SystemExit(f"{len(kept)} of {len(files)} instances were acknowledged")
-        box = Box(root, bundle, port, quiet_s=0, processes=1)
+        box = Box(root, bundle, archive.port, quiet_s=0, processes=1)
         process, _ = box.start()
         try:
             wait_for(lambda: box.states().get("received", 0) < 0.9 * len(files), 1800)

@@ -167,11 +167,20 @@ def _by_fault(
     return hits, same
 
 
-def spoilt(cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess, number: int) -> Iterator[Planes]:
-    """One input preprocessed, untouched and then under every fault at every strength, in the order of PLACES."""
+def spoilt(
+    cohort: Cohort, items: Sequence[Instance], preprocess: Preprocess, number: int, strengths: int = STRENGTHS
+) -> Iterator[Planes]:
+    """One input preprocessed, untouched and then under every fault, in the order of PLACES.
+
+    Args:
+        strengths: so many of each fault's, the least first.
+    """
     image = read(cohort, items, preprocess)
     for place, (name, strength) in enumerate(PLACES):
-        yield preprocess(image if name is None else _spoil(image, FAULTS[name], strength, 1000 * number + place))
+        if name is None:
+            yield preprocess(image)
+        elif strength in FAULTS[name].strengths[:strengths]:
+            yield preprocess(_spoil(image, FAULTS[name], strength, 1000 * number + place))
 
 
 def _spoil(image: Image | Volume, fault: Fault, strength: float, seed: int) -> Image | Volume:

@@ -44,6 +44,8 @@ def test_a_case_is_spoilt_alike_for_all(dense, phantom):
     assert len(first) == len(PLACES) == 1 + STRENGTHS * len(FAULTS)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(item.shape == first[0].shape and not np.array_equal(item, first[0]) for item in first[1:])
+    mild = list(spoilt(part, part.instances[:1], preprocess, 7, strengths=1))
+    assert len(mild) == 1 + len(FAULTS) and all(map(np.array_equal, mild, first[:1] + first[1::STRENGTHS]))
 
 
 def test_falling_sooner_shows_and_equals_do_not():
