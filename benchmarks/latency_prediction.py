@@ -47,7 +47,7 @@ STRUCTURES = {
 }
 RATIOS = (2.0, 3.0, 4.5, 6.0, 10.0)
 SPEEDUPS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-REPEATS = 5
+REPEATS = 9
 TOLERANCE = 0.1
 
 

@@ -18,7 +18,7 @@ MINIMUM = 20
 LEVEL = 0.95
 SHARES = (0.5, 0.9, 0.99, 0.999)
 ROUNDS = 7
-ROUND_MS = 4.0
+ROUND_MS, LEAST_CALLS, MOST_CALLS = 4.0, 3, 20  # of one runtime in a round
 SWEEPS = 8
 Images = NDArray[np.float32]
 Call = tuple[Runtime, Images]
@@ -112,10 +112,11 @@ def call_ms(runtime: Runtime, images: Images) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def medians(calls: Sequence[Call], *, own_clock: bool) -> list[float]:
-    """Median milliseconds of each of many calls, all in turn over ROUNDS rounds; short calls are repeated in a round.
+def medians(calls: Sequence[Call], *, own_clock: bool, rounds: int = ROUNDS) -> list[float]:
+    """Median milliseconds of the first of many calls, and by its share of it in each round that of each of the others.
 
-    The first call of each turn goes untimed, as in `sample`.
+    All are called in turn, each a few times in a round, and the first call of each turn goes untimed, as in `sample`.
+    A machine that drifts from round to round changes no share.
 
     Args:
         own_clock: time by the calling thread's processor clock, which leaves out what else runs on the machine; only
@@ -123,12 +124,12 @@ def medians(calls: Sequence[Call], *, own_clock: bool) -> list[float]:
     """
     timer = _Timer(own_clock)
     repeats = [timer.repeats(call) for call in calls]
-    rounds = [[timer.mean_ms(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
-    return [float(value) for value in np.median(np.array(rounds), axis=0)]
+    found = [[timer.mean_ms(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(rounds)]
+    return _by_share(np.array(found))
 
 
 def medians_between(whole: Call, calls: Sequence[Call], *, own_clock: bool) -> tuple[float, list[float]]:
-    """Median milliseconds of one call as `medians` takes it, and of others that are never repeated.
+    """Median milliseconds of one call as `medians` takes it, and of others, by their shares, that are never repeated.
 
     Each of the others is called after all the rest, SWEEPS times a round and once untimed, so that it finds in the
     processor's caches what it would find between other layers of a network, and not what it left there itself.
@@ -139,8 +140,14 @@ def medians_between(whole: Call, calls: Sequence[Call], *, own_clock: bool) -> t
         whole_ms = timer.mean_ms(whole, repeats)
         sweeps = [[timer.once_ms(call) for call in calls] for _ in range(1 + SWEEPS)][1:]
         rounds.append([whole_ms, *np.median(np.array(sweeps), axis=0)])
-    first, *others = np.median(np.array(rounds), axis=0)
-    return float(first), [float(value) for value in others]
+    first, *others = _by_share(np.array(rounds))
+    return first, others
+
+
+def _by_share(rounds: Times) -> list[float]:
+    """(rounds, calls) -> the first's median, and the others' by their median share of it."""
+    shares = np.median(rounds / rounds[:, :1], axis=0)
+    return [float(value) for value in np.median(rounds[:, 0]) * shares]
 
 
 class _Timer:
@@ -161,7 +168,7 @@ class _Timer:
 
     def repeats(self, call: Call) -> int:
         self.mean_ms(call, 1)
-        return int(min(max(ROUND_MS / max(self.mean_ms(call, 1), 1e-3), 1), 20))
+        return int(min(max(ROUND_MS / max(self.mean_ms(call, 1), 1e-3), LEAST_CALLS), MOST_CALLS))
 
 
 def compare_times(first: Times, second: Times) -> Race:

@@ -37,7 +37,7 @@ LEAST = 1e-6
 SCALES = 0.5, 2.0  # beyond them a table's layers and its networks are not the same
 LARGE_BYTES = 16 << 20
 PLAIN = "dense"  # the structure of what is not factorised
-ROUNDS = 3
+ANCHOR_ROUNDS = 25  # of few networks, on which all sums rest
 Opener = Callable[[Path], Runtime]
 Progress = Callable[[int, str], None]
 Points = dict[str, list[tuple[float, float]]]
@@ -238,10 +238,9 @@ def table(
     """
     opened = [device.open_graph(folder / anchor.file) for anchor in index.anchors]
     calls = [whole, *((runtime, whole[1]) for runtime in opened)]
-    rounds = [medians(calls, own_clock=device.own_clock) for _ in range(ROUNDS)]
+    dense_ms, *measured = medians(calls, own_clock=device.own_clock, rounds=ANCHOR_ROUNDS)
     for runtime in opened:
         runtime.close()
-    dense_ms, *measured = (float(value) for value in np.median(np.array(rounds), axis=0))
     alone = [
         {name: share * dense_ms for name, share in _shares(found, index.layers, anchor).items()}
         for anchor in index.anchors

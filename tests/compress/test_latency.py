@@ -199,7 +199,7 @@ def test_what_layers_take_longer_in_a_network_is_in_the_table(folder, monkeypatc
         )
         for anchor in index.anchors
     }  # fmt: skip
-    monkeypatch.setattr(layer_times, "medians", lambda calls, own_clock: [runtime.ms for runtime, _ in calls])
+    monkeypatch.setattr(layer_times, "medians", lambda calls, own_clock, rounds: [runtime.ms for runtime, _ in calls])
     device = layer_times.Device(lambda path: Clock(takes[path.name]), "by hand", own_clock=True)
     raw = layer_times.table(out, index, (Clock(8.0), None), found, device)
     assert raw["fixed_ms"] == pytest.approx(0.5, rel=1e-4)

@@ -15,7 +15,7 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.errors import BundleError, InputError
 from hscc_edge.export.onnx import export_onnx
 from hscc_edge.validate import bench, profile
-from hscc_edge.validate.latency import ROUNDS, SWEEPS, medians, medians_between, percentile, sample
+from hscc_edge.validate.latency import ROUNDS, SWEEPS, _by_share, medians, medians_between, percentile, sample
 from hscc_edge.validate.scenarios import SCENARIOS, play, queries, scenario_of
 
 
@@ -77,6 +77,11 @@ def test_medians_interleave_and_keep_their_order():
     slow.infer = lambda images: np.linalg.eigvalsh(np.ones((90, 90)))
     low, high = medians([(fast, IMAGES[0]), (slow, IMAGES[0])], own_clock=True)
     assert 0 <= low < high
+
+
+def test_a_machine_that_drifts_changes_no_share():
+    drift = np.array([1.0, 1.3, 0.8, 1.9, 1.1])[:, None]
+    assert _by_share(drift * [20.0, 5.0, 1.0]) == pytest.approx([22.0, 5.5, 1.1])
 
 
 def test_layers_are_called_between_others_and_never_twice_in_a_row():
