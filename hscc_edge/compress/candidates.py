@@ -22,8 +22,8 @@ from hscc_edge.validate.layer_times import DENSE, INDEX, Anchor, Candidate, Inde
 with extra("workstation"):
     from torch import nn
 
-POINTS = 10
-LEVELS = 2, 7  # of the points, for the anchors of each structure
+POINTS = 5
+LEVELS = 1, 3  # of the points, for the anchors of each structure
 
 
 def write_candidates(
