@@ -28,7 +28,9 @@ def percentiles(values: NDArray[np.float32], shares: Sequence[float]) -> list[fl
     """
     flat = np.ascontiguousarray(values).reshape(-1)
     chunks = [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
-    counts = np.sum([np.bincount(_halves(chunk), minlength=HALVES) for chunk in chunks], axis=0)
+    counts = np.zeros(HALVES, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(_halves(chunk), minlength=HALVES)
     ends = np.cumsum(counts[RISING])
 
     @cache
