@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
+from typer.main import get_command
 
 from hscc_edge.bundle import read_bundle
+from hscc_edge.cli import app
 from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
 from hscc_edge.errors import EngineError, InputError
@@ -33,6 +35,17 @@ def starts_here(kind: str) -> bool:
 
 
 HERE = [kind for kind in RUNTIMES if starts_here(kind)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines(dense, phantom, tmp_path_factory):
+    """On a machine with a GPU, an engine that was built, verified and activated there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        if "trt" in HERE:
+            words = ["build", str(dense), "--precision", "fp32", "--cohort", str(phantom.root), "--images", "4"]
+            get_command(app).main(words, standalone_mode=False)
+        yield
 
 
 @pytest.fixture(scope="module")
