@@ -1,6 +1,6 @@
 """Dense networks against factorised ones on a GPU: torch, FP16, one CUDA graph a network and batch size.
 
-    python benchmarks/cuda_graphs.py --out docs [--rounds 200]
+    python benchmarks/cuda_graphs.py --out docs [--rounds 60]
 
 Weights are random, since time does not depend on them: AlexNet at a sixth of its FLOPs in every structure (the ranks of
 graph_forms.py), and deep networks with one region at a sixth of each layer's FLOPs, ranks in eights. Each network is
@@ -35,7 +35,7 @@ DEEP = {"VGG16": "vgg16", "ResNet50": "resnet50", "DenseNet121": "DenseNet121"}
 FORMATS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 STRUCTURES = ("dense", "one-region", "shared-reduce", "own-factors")
 SIXTH, EIGHT = 6, 8
-WARM_UPS, REPLAYS = 3, 10
+WARM_UPS, ROUND_MS, MOST_REPLAYS = 3, 3.0, 10
 Made = tuple[nn.Module, float]
 
 
@@ -43,12 +43,16 @@ def main() -> None:
     """Every network at every batch size, then the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for cuda-graphs.json and .md")
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("torch finds no CUDA device: run this on a machine with an NVIDIA GPU")
     torch.backends.cudnn.benchmark = True
-    rows = [row for name, made in families().items() for row in measured(name, made, arguments.rounds)]
+    torch.backends.cudnn.allow_tf32 = False
+    rows = []
+    for name, made in families().items():
+        rows += measured(name, made, arguments.rounds)
+        durable.write_json(arguments.out / "cuda-graphs.json", rows)
     table = {
         **machine_facts(), "rounds": arguments.rounds, "ranks": RANKS, "rows": rows,
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
@@ -127,9 +131,9 @@ def measured(family: str, made: Mapping[str, Callable[[], Made]], rounds: int) -
 
 
 def exact(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits in FP32 on the CPU."""
+    """Logits in FP32 on the GPU, on the CPU."""
     with torch.inference_mode():
-        return network.cpu().float().to(memory_format=torch.contiguous_format)(images)
+        return copy.deepcopy(network).cuda()(images.cuda()).cpu()
 
 
 def captured(network: nn.Module, images: torch.Tensor, memory: torch.memory_format) -> tuple[Any, torch.Tensor]:
@@ -154,17 +158,23 @@ def captured(network: nn.Module, images: torch.Tensor, memory: torch.memory_form
 def in_turn(graphs: Mapping[Any, Any], rounds: int) -> dict[Any, Any]:
     """Milliseconds of one replay, a number a round."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def timed(graph: Any, replays: int) -> float:
+        graph.replay()
+        begin.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / replays
+
+    first = {key: min(timed(graph, 1) for _ in range(WARM_UPS)) for key, graph in graphs.items()}
+    replays = {key: max(1, min(MOST_REPLAYS, int(ROUND_MS / ms))) for key, ms in first.items()}
     times: dict[Any, list[float]] = {key: [] for key in graphs}
-    for number in range(rounds + WARM_UPS):
+    for number in range(rounds):
         for key in list(graphs) if number % 2 else reversed(list(graphs)):
-            graphs[key].replay()
-            begin.record()
-            for _ in range(REPLAYS):
-                graphs[key].replay()
-            end.record()
-            end.synchronize()
-            times[key].append(begin.elapsed_time(end) / REPLAYS)
-    return {key: np.array(found[WARM_UPS:]) for key, found in times.items()}
+            times[key].append(timed(graphs[key], replays[key]))
+    return {key: np.array(found) for key, found in times.items()}
 
 
 def row(family: str, key: tuple[str, str], batch: int, samples: Any, reference: Any) -> dict[str, Any]:
@@ -191,12 +201,13 @@ def markdown(table: Mapping[str, Any]) -> str:
         "# Dense and factorised networks on a GPU: CUDA graphs in FP16", "",
         f"`benchmarks/cuda_graphs.py`; {table['device']}, torch {table['torch']}, CUDA {table['cuda']}, cuDNN "
         f"{table['cudnn']}; {table['machine']}; {table['date']}.", "",
-        f"3 x 224 x 224, random weights, FP16 throughout. AlexNet: {ranks}; 3 x 3 regions in every convolution where",
-        "there are regions. Deep networks: one region, ranks in eights nearest to a sixth of a layer's FLOPs, layers",
-        f"that gain nothing left dense. Medians of {table['rounds']} rounds of all graphs of a family in turn, ten",
-        "replays a round, the GPU's time alone; weights that fit the GPU's L2 stay there. The faster of both memory",
-        "formats; speed-up over the faster dense graph, 95 % interval by a bootstrap over rounds. Error: of FP16",
-        "logits from FP32's on the CPU, over the largest logit. Nodes: of the CUDA graph at batch 1.", "",
+        "3 x 224 x 224, random weights, FP16 throughout. AlexNet with 3 x 3 regions in every convolution where there",
+        f"are regions, and these ranks: {ranks}.", "",
+        "Deep networks: one region, ranks in eights nearest to a sixth of a layer's FLOPs, layers that gain nothing",
+        f"left dense. Medians of {table['rounds']} rounds of all graphs of a family in turn, ten replays a round at",
+        "most, the GPU's time alone; weights that fit its L2 stay there. The faster of both memory formats; speed-up",
+        "over the faster dense graph, 95 % interval by a bootstrap over rounds. Error: of FP16 logits from FP32's (no",
+        "TF32), over the largest logit. Nodes: of the CUDA graph at batch 1.", "",
         "| network | structure | FLOPs | nodes | largest error | "
         + " | ".join(f"batch {batch}: ms | speed-up (95 %)" for batch in BATCHES) + " |",
         "|---" * (5 + 2 * len(BATCHES)) + "|",

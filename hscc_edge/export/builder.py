@@ -77,6 +77,28 @@ def open_builder(trt: Any, log: Any) -> Any:
         ) from error
 
 
+def require_supported(trt: Any, gpu: str | None) -> None:
+    """Refuse a GPU that TensorRT-RTX would build for and not run on: it names each compute capability that it knows.
+
+    Args:
+        gpu: `runtime.nvidia.gpu_name`.
+
+    Raises:
+        EngineError: if it is one between them, as SM87 (Orin) and SM90 (H100) are of 1.7.
+    """
+    capabilities = getattr(trt, "ComputeCapability", None)
+    if capabilities is None or gpu is None:
+        return
+    known = sorted(int(name[2:]) for name in capabilities.__members__ if name.startswith("SM"))
+    number = int(gpu.rpartition("SM")[2])
+    if number not in known and number < known[-1]:
+        listed = ", ".join(f"SM{one}" for one in known)
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} does not run on this GPU ({gpu}), only on {listed} and later: install "
+            "NVIDIA's tensorrt package in its place, or use the runtime ort-cuda"
+        )
+
+
 def network_flags(trt: Any, dla: bool) -> int:
     """STRONGLY_TYPED where it exists (10.x needs it, 11 ignores it), EXPLICIT_BATCH where it still does."""
     wanted = ["EXPLICIT_BATCH"] if dla and _has_precision_flags(trt) else ["STRONGLY_TYPED", "EXPLICIT_BATCH"]

@@ -25,6 +25,7 @@ from hscc_edge.export.builder import (
     load_timing,
     network_flags,
     open_builder,
+    require_supported,
     saved_timing,
     targets,
 )
@@ -58,6 +59,7 @@ def build_engine(
     options = options or BuildOptions()
     check_options(options, max_batch)
     trt, gpu = load_tensorrt(), gpu_name()
+    require_supported(trt, gpu)
     log = logger(trt)
     builder = open_builder(trt, log)
     network = builder.create_network(network_flags(trt, options.dla is not None))

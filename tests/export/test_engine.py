@@ -173,6 +173,21 @@ def test_fp32_is_not_tf32():
     assert not config.get_flag(trt.BuilderFlag.TF32)
 
 
+@pytest.mark.parametrize("gpu", ["Orin SM87", "NVIDIA H100 80GB HBM3 SM90"])
+def test_a_gpu_that_rtx_would_build_for_and_not_run_on_is_refused_before_the_build(gpu, content, tmp_path, monkeypatch):
+    monkeypatch.setattr("hscc_edge.export.engine.gpu_name", lambda: gpu)
+    said = rf"^tensorrt_rtx [\d.]+ does not run on this GPU \({gpu}\), only on SM75, .*SM120.* and later: install "
+    with pytest.raises(EngineError, match=said):
+        build_engine(content, precision="fp32", shape=(1, 64, 64), max_batch=1, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("gpu", [None, "NVIDIA A100 SM80", "NVIDIA GeForce RTX 5090 SM120", "a later one SM130"])
+def test_other_gpus_and_none_are_not_refused(gpu):
+    adapter.require_supported(load_tensorrt(), gpu)
+    adapter.require_supported(SimpleNamespace(), gpu)
+
+
 def test_a_builder_that_needs_a_gpu_is_one_sentence():
     """`tensorrt` cannot be installed here: this stands for the TypeError of its Builder without a GPU."""
 
