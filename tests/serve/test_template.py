@@ -125,6 +125,22 @@ def test_highdicom_reads_it_back(files):
     assert first.tracking_uid != second.tracking_uid
 
 
+def test_each_image_that_is_referred_to_is_evidence_and_no_other(files):
+    for (name, form), path in files.items():
+        if form == "comprehensive-3d-sr":
+            report = srread(path)
+            (study,) = report.CurrentRequestedProcedureEvidenceSequence
+            evidence = [
+                item.ReferencedSOPInstanceUID
+                for series in study.ReferencedSeriesSequence
+                for item in series.ReferencedSOPSequence
+            ]
+            groups = report.content.get_image_measurement_groups()
+            told = [image.referenced_sop_instance_uid for group in groups for image in group.source_images]
+            assert sorted(told) == sorted(evidence) == ["1.2.3.1.1", "1.2.3.1.2"], name
+            assert study.StudyInstanceUID == report.StudyInstanceUID and "PertinentOtherEvidenceSequence" not in report
+
+
 def test_dsrdump_reads_it_back(files):
     done = subprocess.run(
         ["dsrdump", "+Pl", str(files["plain", "comprehensive-3d-sr"])], capture_output=True, text=True, check=True

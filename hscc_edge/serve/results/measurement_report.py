@@ -69,6 +69,7 @@ def build_report(
         title=codes.DCM.ImagingMeasurementReport,
     )
     old = pydicom.dcmread(BytesIO(predecessor)) if predecessor else None
+    measured = content[0].ContentSequence.pop()  # goes in last: highdicom would copy it, and walk it and the copy
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = Comprehensive3DSR(
@@ -85,6 +86,7 @@ def build_report(
             is_verified=False,
             previous_versions=[old] if old else None,
         )
+    report.ContentSequence.append(measured)
     carry(report, head)
     report.SeriesDescription = DESCRIPTION
     report.SoftwareVersions = __version__

@@ -30,7 +30,7 @@ from hscc_edge.serve.worker.writing import Writer, WriterFailed
 LOG = logging.getLogger(__name__)
 PAUSE_S = 5.0
 ATTEMPTS, MOST_CRASHES = 2, 50
-MOST_WRITTEN = 8  # studies whose reports are on their way
+MOST_WRITTEN = 16  # studies whose reports are on their way
 WORKER_DIED = "failed: the worker died"
 REMOVED = "came after retention had removed files of its study: send the whole study again"
 

@@ -30,7 +30,7 @@ from hscc_edge.serve.studies import NewReport
 from hscc_edge.serve.worker.child import Child
 from hscc_edge.serve.worker.messages import ask, read, receive, write
 
-MOST_WRITERS, PROCESSORS_EACH = 3, 3
+MOST_WRITERS, PROCESSORS_EACH = 8, 2
 START_S = 60.0
 
 
