@@ -66,6 +66,7 @@ def _alike(output: Output, cohort: Cohort) -> dict[str, str]:
 def lock(
     cohort: CohortArgument,
     override: Annotated[str, typer.Option(help="Lock it in spite of its faults, and keep this reason.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that read and compare.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a cohort and lock its tables: a locked cohort whose labels, splits or files change is refused.
@@ -82,7 +83,7 @@ def lock(
 
     output, found = Output(as_json), read_cohort(cohort, locked=False)
     with output.progress("check", len(found.instances)) as advance:
-        findings = check_cohort(found, progress=advance)
+        findings = check_cohort(found, progress=advance, jobs=jobs)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     check = findings.to_json()
     made = lock_cohort(found, check, faults_of(check), override, created)
@@ -158,7 +159,7 @@ def report(
 def clean(
     cohort: CohortArgument,
     out: Annotated[Path, typer.Argument(help="New cohort directory, over the same files.")],
-    jobs: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 1,
     overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from contextlib import redirect_stdout
@@ -63,7 +64,7 @@ def demo(
     _clear(out, overwrite)
     steps, cohort, dense = Steps(output), out / "cohort", out / "dense"
     steps.run("cohort", "cohort", "phantom", cohort, "--patients", patients)
-    steps.run("lock", "cohort", "lock", cohort)
+    steps.run("lock", "cohort", "lock", cohort, "--jobs", os.cpu_count() or 1)
     steps.run("cohort report", "cohort", "report", cohort, "--out", out / "cohort.html")
     steps.run("train", "train", recipe, "--cohort", cohort, "--out", dense)
     steps.run("export", "export", dense, "--cohort", cohort, "--precision", "fp32")
