@@ -99,14 +99,14 @@ def predicted(given: Given) -> Iterator[dict[str, Any]]:
         timed = given.table.apply(only(given.proposal, structures))
         for ratio in RATIOS:
             plan = timed.plan(Budget("flops", ratio, "x"))
-            network, shares = timed.build(plan), []
-            for _ in range(REPEATS):
-                dense_ms, own_ms = latency.time_networks(given.dense, network, given.images[0])
-                shares.append(own_ms / dense_ms)
-            guess, measured = latency.predicted_ms(timed, plan), given.table.dense_ms * float(np.median(shares))
+            network = timed.build(plan)
+            pairs = [latency.time_networks(given.dense, network, given.images[0]) for _ in range(REPEATS)]
+            share = float(np.median([own_ms / dense_ms for dense_ms, own_ms in pairs]))
+            guess, measured = latency.predicted_ms(timed, plan), given.table.dense_ms * share
             yield {
                 "structures": label, "flops_ratio": ratio, "predicted_ms": guess, "measured_ms": measured,
-                "shares": shares, "error": guess / measured - 1, "plan": {x.name: x.structure for x in plan.layers},
+                "dense_and_own_ms": pairs, "error": guess / measured - 1,
+                "plan": {layer.name: [layer.structure, *layer.ranks] for layer in plan.layers},
             }  # fmt: skip
 
 
