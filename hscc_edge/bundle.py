@@ -23,6 +23,7 @@ from typing import Any
 
 from hscc_edge import durable
 from hscc_edge.data.preprocess import parse_preprocess
+from hscc_edge.digest import sha256_of
 from hscc_edge.errors import BundleError
 
 SCHEMA = 1
@@ -198,19 +199,12 @@ def _check_file(root: Path, name: str, digest: str) -> None:
     if not path.is_file():
         raise BundleError(f"the bundle {root} lacks {name}, which its manifest lists: copy it again or make it anew")
     with path.open("rb") as file:
-        found = _sha256(file)
+        found = sha256_of(file)
     if found != digest:
         raise BundleError(
             f"{name} in the bundle {root} was altered: its sha256 is {found[:12]}..., the manifest says "
             f"{digest[:12]}...; copy the bundle again or make it anew"
         )
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hscc_edge"
 # From the bottom to the top; what shares a line does not import each other.
 LAYERS = (
-    ("errors",), ("durable", "lean", "power_mode"), ("data",), ("bundle",), ("model",), ("runtime",), ("export",),
-    ("validate",), ("compress", "serve"), ("cli",), ("__main__",),
+    ("errors",), ("digest", "durable", "lean", "power_mode"), ("data",), ("bundle",), ("model",), ("runtime",),
+    ("export",), ("validate",), ("compress", "serve"), ("cli",), ("__main__",),
 )  # fmt: skip
 RANK = {"": -1} | {name: rank for rank, names in enumerate(LAYERS) for name in names}
 DEVICE = (
-    "errors", "durable", "lean", "power_mode", "bundle", "model", "model.plan", "model.head", "model.logistic",
-    "model.decision", "export",
+    "errors", "digest", "durable", "lean", "power_mode", "bundle", "model", "model.plan", "model.head",
+    "model.logistic", "model.decision", "export",
     "export.builder", "export.engine", "export.inspection", "export.parity", "export.reference", "export.refit",
     "export.verification", "export.devices", "runtime.*", "serve.*", "validate.*", "data", "data.appearance",
     "data.case", "data.codestream", "data.cohort",

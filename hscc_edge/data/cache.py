@@ -18,12 +18,12 @@ import scipy
 from numpy.typing import NDArray
 
 from hscc_edge import __version__, durable
+from hscc_edge.digest import sha256_of
 from hscc_edge.errors import DicomError
 
 Pixels = NDArray[np.float32]
 CODE = (__version__, np.__version__, scipy.__version__, PIL.__version__, pydicom.__version__)
 DIGEST = hashlib.sha256().digest_size
-BLOCK = 1 << 20
 
 
 def key_of(files: Iterable[Path], *facts: object) -> str:
@@ -42,14 +42,11 @@ def file_digest(path: Path) -> str:
     Raises:
         DicomError: if it cannot be read.
     """
-    found = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                found.update(block)
+            return sha256_of(file)
     except OSError as error:
         raise DicomError(f"{path} cannot be read ({error.strerror}): give a DICOM file") from error
-    return found.hexdigest()
 
 
 def kept(directory: Path, key: str, make: Callable[[], Pixels]) -> Pixels:

@@ -23,6 +23,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from hscc_edge.data.facts import GROUPS, KEYWORDS, MALFORMED, clean, facts_of, quiet
 from hscc_edge.data.index import DICOMDIR, FAULT, IMAGE, OBJECT, Row
+from hscc_edge.digest import sha256_of
 
 IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "AccessionNumber")
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*IDENTITY, *KEYWORDS) if keyword != GROUPS[0]]
@@ -75,7 +76,7 @@ def _examined(row: Row, path: str, digest: bool, key: bytes) -> Row:
                 row = dataclasses.replace(row, digest=hashlib.sha256(content).hexdigest())
                 source = io.BytesIO(content)
             elif digest:
-                row = dataclasses.replace(row, digest=_sha256(file))
+                row = dataclasses.replace(row, digest=sha256_of(file))
             return _described(row, source, DEFLATED in head, key)
     except OSError as error:
         return dataclasses.replace(
@@ -89,13 +90,6 @@ def _examined(row: Row, path: str, digest: bool, key: bytes) -> Row:
 def _open(path: str, flags: int) -> int:
     """Neither follows a link that has taken a file's place meanwhile nor waits for the other end of a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _sha256(file: BinaryIO) -> str:
-    found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        found.update(buffer[:count])
-    return found.hexdigest()
 
 
 def _other(row: Row, head: bytes, path: str) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 import warnings
@@ -26,6 +25,7 @@ from pydicom.uid import (
 )  # fmt: skip
 
 from hscc_edge.data.dicom import FAULTS
+from hscc_edge.digest import sha256_of
 
 IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 EXPECTED, PRIORITY = "NumberOfStudyRelatedInstances", "RequestedProcedurePriority"
@@ -38,7 +38,6 @@ LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b
 MOST_META = 1 << 16
 TEXTS = (b"AE", b"AS", b"CS", b"DA", b"DS", b"IS", b"LO", b"SH", b"TM", b"UI")
 MOST_HEAD = 1 << 14
-PIECE = 1 << 20
 MOST_NESTED = 10
 UID = re.compile(r"[0-9.]{1,64}")
 
@@ -185,10 +184,7 @@ def _digest(file: BinaryIO) -> str:
     if found is None:
         raise OSError("no file meta")
     file.seek(found[0])
-    digest = hashlib.sha256()
-    while piece := file.read(PIECE):
-        digest.update(piece)
-    return digest.hexdigest()
+    return sha256_of(file)
 
 
 def same_data_set(content: bytes, others: Iterable[bytes]) -> bool:

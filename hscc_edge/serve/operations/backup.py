@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hscc_edge import __version__, durable
+from hscc_edge.digest import sha256_of
 from hscc_edge.errors import InputError, StorageError
 from hscc_edge.serve import audit
 from hscc_edge.serve.config import Config
@@ -169,8 +169,5 @@ def _link(source: Path, target: Path) -> int:
 
 
 def _digest(path: Path) -> str:
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+        return sha256_of(file)

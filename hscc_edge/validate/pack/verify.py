@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hscc_edge.digest import sha256_of
 from hscc_edge.errors import BundleError, InputError
 from hscc_edge.validate.pack.signature import (
     FOLDER,
@@ -132,14 +133,11 @@ def _file_faults(root: Path, name: str, wanted: str) -> Iterator[str]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return sha256_of(file)
     except OSError as error:
         return f"unknown ({error.strerror})"
-    return digest.hexdigest()
 
 
 def _unlisted(root: Path, files: Mapping[str, str]) -> list[str]:
