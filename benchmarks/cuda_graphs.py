@@ -28,6 +28,7 @@ from hscc_edge.compress.cost import LayerShape, layer_shapes
 from hscc_edge.model.layers import factorised, replace
 from hscc_edge.model.plan import LayerPlan
 from hscc_edge.model.zoo import build_network
+from hscc_edge.validate.latency import compare_times
 from hscc_edge.validate.machine import machine_facts
 
 BATCHES = (1, 8, 64)
@@ -179,13 +180,10 @@ def in_turn(graphs: Mapping[Any, Any], rounds: int) -> dict[Any, Any]:
 
 def row(family: str, key: tuple[str, str], batch: int, samples: Any, reference: Any) -> dict[str, Any]:
     """Median, and the speed-up over the faster dense graph with the 95 % interval of a bootstrap over rounds."""
-    picks = np.random.default_rng(0).integers(0, len(samples), size=(1000, len(samples)))
-    ratios = np.median(reference[picks], axis=1) / np.median(samples[picks], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5))
+    race = compare_times(reference, samples)
     return {
         "family": family, "structure": key[0], "format": key[1], "batch": batch, "ms": float(np.median(samples)),
-        "p90_ms": float(np.percentile(samples, 90)), "speedup": float(np.median(reference) / np.median(samples)),
-        "low": float(low), "high": float(high),
+        "p90_ms": race.candidate.p90_ms, "speedup": race.speedup, "low": race.low, "high": race.high,
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Graph forms of layers with regions on a GPU: built, inspected, verified and timed as engines, and by ONNX Runtime.
 
-    python benchmarks/gpu_engines.py --out docs [--rounds 100]
+    python benchmarks/gpu_engines.py --out docs [--seconds 5]
 
 The networks are those of graph_forms.py, in FP32, FP16 and INT8 as `hscc-edge export` makes them from 16 made-up
 images. TensorRT builds an engine of each on this machine; it must hold its precision by its own inspector and agree
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,12 @@ from hscc_edge.runtime.engines import open_engine
 from hscc_edge.runtime.nvidia import gpu_name, load_tensorrt
 from hscc_edge.runtime.ort import OrtRuntime
 from hscc_edge.runtime.trt import TrtRuntime
+from hscc_edge.validate.latency import compare_times, sample
 from hscc_edge.validate.machine import machine_facts
 
 BATCHES = (1, 8, 64)
 PRECISIONS = ("fp32", "fp16", "int8")
-IMAGES, WARM_UPS = 16, 3
+IMAGES = 16
 Opened = tuple[Runtime, dict[str, Any]]
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Every form in every precision, by each runtime; then the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for gpu-engines.json and .md")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for all forms at one batch size")
     arguments = parser.parse_args()
     if gpu_name() is None:
         raise SystemExit("CUDA finds no GPU: run this on a machine with an NVIDIA GPU")
@@ -57,9 +57,15 @@ def main() -> None:
             row
             for name, opener in {"trt": engine, "ort-cuda": on_cuda}.items()
             for precision in PRECISIONS
-            for row in measured(name, opener, precision, paths, images, arguments.rounds)
+            for row in measured(name, opener, precision, paths, images, arguments.seconds)
         ]
-    table = {**machine_facts(), "device": gpu_name(), "tensorrt": tensorrt(), "rounds": arguments.rounds, "rows": rows}
+    table = {
+        **machine_facts(),
+        "device": gpu_name(),
+        "tensorrt": tensorrt(),
+        "seconds": arguments.seconds,
+        "rows": rows,
+    }
     durable.write_json(arguments.out / "gpu-engines.json", table)
     durable.write_text(arguments.out / "gpu-engines.md", markdown(table))
 
@@ -114,7 +120,7 @@ def measured(
     precision: str,
     paths: Mapping[tuple[str, str], Path],
     images: Any,
-    rounds: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """One row a form, all of them in turn at each batch size."""
     rows, runtimes = [], {}
@@ -128,34 +134,22 @@ def measured(
         rows.append(row)
         print(row, flush=True)
     for batch in BATCHES:
-        found = in_turn(runtimes, np.resize(images, (batch, *SHAPE)), rounds)
+        times = sample(list(runtimes.values()), [np.resize(images, (batch, *SHAPE))], seconds) if runtimes else ()
+        found = dict(zip(runtimes, times, strict=True))
         for row in rows:
             if row["form"] in found:
                 row.setdefault("ms", {})[str(batch)] = float(np.median(found[row["form"]]))
             if row["form"] in found and "dense" in found:
-                row.setdefault("speedup", {})[str(batch)] = speedup(found["dense"], found[row["form"]])
+                row.setdefault("speedup", {})[str(batch)] = faster(found["dense"], found[row["form"]])
     for runtime in runtimes.values():
         runtime.close()
     return rows
 
 
-def in_turn(runtimes: Mapping[str, Runtime], images: Any, rounds: int) -> dict[str, Any]:
-    """Milliseconds of one call, a number a round; every second round in reverse."""
-    times: dict[str, list[float]] = {name: [] for name in runtimes}
-    for number in range(rounds + WARM_UPS):
-        for name in list(runtimes) if number % 2 else reversed(list(runtimes)):
-            runtimes[name].infer(images)
-            start = time.perf_counter_ns()
-            runtimes[name].infer(images)
-            times[name].append((time.perf_counter_ns() - start) / 1e6)
-    return {name: np.array(found[WARM_UPS:]) for name, found in times.items()}
-
-
-def speedup(dense: Any, samples: Any) -> dict[str, float]:
-    """Ratio of medians with the 95 % interval of a bootstrap over rounds."""
-    picks = np.random.default_rng(0).integers(0, len(dense), size=(1000, len(dense)))
-    low, high = np.percentile(np.median(dense[picks], axis=1) / np.median(samples[picks], axis=1), (2.5, 97.5))
-    return {"value": float(np.median(dense) / np.median(samples)), "low": float(low), "high": float(high)}
+def faster(dense: Any, own: Any) -> dict[str, float]:
+    """The ratio of medians with its 95 % interval."""
+    race = compare_times(dense, own)
+    return {"value": race.speedup, "low": race.low, "high": race.high}
 
 
 def tensorrt() -> str:
@@ -180,9 +174,9 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"`benchmarks/gpu_engines.py`; {table['device']}; {table['tensorrt']}; {table['machine']}; {table['date']}; "
         f"{versions}.", "",
         "AlexNet, 3 x 224 x 224, random weights, the networks of [graph-forms](graph-forms.md) at a sixth of the",
-        f"FLOPs. `infer` from host memory to host memory, medians of {table['rounds']} rounds of all forms of a",
-        "precision in turn; speed-up over the dense network of the same runtime and precision, 95 % interval by a",
-        "bootstrap.",
+        "FLOPs. `infer` from host memory to host memory, medians of all forms of a precision in turn, for",
+        f"{table['seconds']:g} s a batch size; speed-up over the dense network of the same runtime and precision, with",
+        "its 95 % interval.",
         f"Difference: of a logit from ONNX Runtime's on the CPU, over the largest logit (limits: {limits}).", "",
         "| runtime | precision | network | difference | layers, in that precision, reformats | MB | build, s | "
         + " | ".join(f"batch {batch}: ms | speed-up (95 %)" for batch in BATCHES) + " |",
