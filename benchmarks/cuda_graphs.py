@@ -132,7 +132,7 @@ def measured(family: str, made: Mapping[str, Callable[[], Made]], rounds: int) -
 
 
 def exact(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits in FP32 on the GPU, on the CPU."""
+    """Logits of FP32 by the GPU, copied to the CPU."""
     with torch.inference_mode():
         return copy.deepcopy(network).cuda()(images.cuda()).cpu()
 

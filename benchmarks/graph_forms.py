@@ -33,6 +33,7 @@ from hscc_edge.model.plan import LayerPlan
 from hscc_edge.model.zoo import build_network
 from hscc_edge.runtime.nvidia import load_tensorrt, logger
 from hscc_edge.runtime.ort import OrtRuntime
+from hscc_edge.validate.latency import speedup_interval
 from hscc_edge.validate.machine import machine_facts
 from hscc_edge.validate.profile import nodes_of, run_profiled
 
@@ -112,13 +113,11 @@ def in_turn(paths: Mapping[str, Path], image: Any, rounds: int) -> dict[str, Any
 def summaries(times: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Median and least time, and both over the dense network's."""
     dense, found = times["dense"], {}
-    picks = np.random.default_rng(0).integers(0, len(dense), size=(1000, len(dense)))
     for name, values in times.items():
-        ratios = np.median(dense[picks], axis=1) / np.median(values[picks], axis=1)
-        low, high = np.percentile(ratios, (2.5, 97.5))
+        low, high = speedup_interval(dense, values)
         found[name] = {
             "ms": float(np.median(values)), "least_ms": float(values.min()),
-            "speedup": float(np.median(dense) / np.median(values)), "low": float(low), "high": float(high),
+            "speedup": float(np.median(dense) / np.median(values)), "low": low, "high": high,
             "least_speedup": float(dense.min() / values.min()), "samples_ms": [round(float(v), 4) for v in values],
         }  # fmt: skip
     return found
