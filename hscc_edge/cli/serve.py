@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hscc_edge.cli.output import JsonFlag, Output
-from hscc_edge.errors import StorageError
+from hscc_edge.errors import StorageError, require
 
 
 def serve(
@@ -27,6 +27,7 @@ def serve(
     from hscc_edge.serve.__main__ import become
     from hscc_edge.serve.config_file import read_config
 
+    require("pynetdicom", "device")
     output = Output(as_json)
     if health:
         from hscc_edge.serve.operations.health import liveness, readiness
