@@ -1,6 +1,6 @@
 """Dense networks against factorised ones on a GPU: torch, FP16, one CUDA graph a network and batch size.
 
-    python benchmarks/cuda_graphs.py --out docs [--rounds 60]
+    python benchmarks/cuda_graphs.py --out docs [--rounds 60] [--networks DenseNet121]
 
 Weights are random, since time does not depend on them: AlexNet at a sixth of its FLOPs in every structure (the ranks of
 graph_forms.py), and deep networks with one region at a sixth of each layer's FLOPs, ranks in eights. Each network is
@@ -45,14 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for cuda-graphs.json and .md")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--networks", nargs="+", choices=families(), default=list(families()))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("torch finds no CUDA device: run this on a machine with an NVIDIA GPU")
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False
     rows = []
-    for name, made in families().items():
-        rows += measured(name, made, arguments.rounds)
+    for name in arguments.networks:
+        rows += measured(name, families()[name], arguments.rounds)
         durable.write_json(arguments.out / "cuda-graphs.json", rows)
     table = {
         **machine_facts(), "rounds": arguments.rounds, "ranks": RANKS, "rows": rows,

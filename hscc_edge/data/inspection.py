@@ -9,6 +9,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,7 +25,7 @@ from hscc_edge.data.contained import ContainedReader
 from hscc_edge.data.dicom import FAULTS, Headers, Image, headers_of, read_dataset, read_frames, read_image
 from hscc_edge.data.shortcut import Features, features
 from hscc_edge.data.thumbnail import LENGTH, SIDE, VIEWS, signatures, thumbnail
-from hscc_edge.errors import DicomError
+from hscc_edge.errors import DicomError, StorageError
 
 Progress = Callable[[int, str], None]
 A = TypeVar("A")
@@ -95,6 +96,10 @@ def workers(jobs: int) -> Iterator[Spread]:
 
         try:
             yield spread
+        except BrokenProcessPool as error:
+            raise StorageError(
+                "a process that reads pictures was killed, for want of memory perhaps: run this again with fewer --jobs"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

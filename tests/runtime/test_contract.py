@@ -11,9 +11,10 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import app
 from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.errors import EngineError, InputError
+from hscc_edge.errors import EngineError, InputError, MissingExtraError
+from hscc_edge.export.builder import require_supported
 from hscc_edge.runtime import RUNTIMES, infer_batches, infer_each, open_runtime
-from hscc_edge.runtime.nvidia import gpu_name
+from hscc_edge.runtime.nvidia import gpu_name, load_tensorrt
 from hscc_edge.runtime.ort import PROVIDERS
 from hscc_edge.runtime.startup import timed_open
 
@@ -28,9 +29,18 @@ ABSENT = {
 }  # fmt: skip
 
 
+def builds_here() -> bool:
+    """Whether there is a GPU and a TensorRT that runs on it."""
+    try:
+        require_supported(load_tensorrt(), gpu_name())
+    except (MissingExtraError, EngineError):
+        return False
+    return gpu_name() is not None
+
+
 def starts_here(kind: str) -> bool:
     if kind == "trt":
-        return gpu_name() is not None
+        return builds_here()
     return kind not in ABSENT or PROVIDERS[kind.partition("-")[2]][0] in onnxruntime.get_available_providers()
 
 
