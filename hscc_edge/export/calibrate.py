@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hscc_edge.errors import ExportError, InputError, extra
 from hscc_edge.export.onnx import parse_onnx
+from hscc_edge.runtime.ort import session_options
 
 with extra("workstation"):
     import onnx
@@ -165,10 +166,7 @@ def watched(content: bytes, names: Collection[str], images: Images) -> Iterator[
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """A quiet session on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(2)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

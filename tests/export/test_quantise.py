@@ -16,6 +16,7 @@ from hscc_edge.export.precision import emulated_fp16, to_fp16
 from hscc_edge.export.quantise import corrected, pair_nodes, quantisable, quantised
 from hscc_edge.export.sensitivity import Verdict, alone, mixed, to_int8
 from hscc_edge.model.head import Head, kl
+from hscc_edge.runtime.ort import OrtRuntime
 
 IMAGES = noise(8, REGIONAL)
 HEAD = Head("softmax", ("a", "b", "c", "d"))
@@ -189,6 +190,24 @@ def test_a_quantised_node_in_fp32_has_its_pairs_in_fp32():
     assert list(types.values()) == ["float32", "float32", "float16", "float16"]
     assert {name for name in full if name.startswith("node_")} >= {"node_layer1", "node_layer2"}
     assert np.allclose(run(emulated_fp16(graph_), given), run(content, given), rtol=1e-2)
+
+
+def test_a_bias_outlives_scales_whose_product_is_zero_in_fp16(tmp_path: Path):
+    """ONNX Runtime would make it an INT32 of such a scale, and drop it; what computes by the graph's letter keeps it."""
+    weights = {"small": np.full((4, 4), 1e-3), "bias": np.array([0.01, -0.02, 0.03, 0.04]), "weight": np.eye(4)}
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "small", "bias"], ["layer"], transB=1),
+        helper.make_node("Gemm", ["layer", "weight"], ["logits"], transB=1),
+    ]
+    content = graph((1, 2, 2), nodes, {name: value.astype(np.float32) for name, value in weights.items()}, 4)
+    given = [1e-2 * image for image in noise(8, (1, 2, 2))]
+    found, _ = mixed(
+        content, lambda: given, spans(content, lambda: given), limits(content, given), list(quantisable(content))
+    )
+    (tmp_path / "model.onnx").write_bytes(found)
+    for logits in (run(found, given), OrtRuntime(tmp_path / "model.onnx").infer(np.stack(given))):
+        assert np.allclose(logits, run(content, given), atol=1e-3)
 
 
 def test_the_builder_takes_int8_beside_fp16_and_counts_it(tmp_path: Path):
