@@ -1,6 +1,6 @@
 """Graph forms of layers with regions on a GPU: built, inspected, verified and timed as engines, and by ONNX Runtime.
 
-    python benchmarks/gpu_engines.py --out docs [--seconds 5]
+    python benchmarks/gpu_engines.py --out docs [--seconds 5] [--precisions fp32 fp16]
 
 The networks are those of graph_forms.py, in FP32, FP16 and INT8 as `hscc-edge export` makes them from 16 made-up
 images. TensorRT builds an engine of each on this machine; it must hold its precision by its own inspector and agree
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for gpu-engines.json and .md")
     parser.add_argument("--seconds", type=float, default=5.0, help="for all forms at one batch size")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     arguments = parser.parse_args()
     if gpu_name() is None:
         raise SystemExit("CUDA finds no GPU: run this on a machine with an NVIDIA GPU")
     images = np.random.default_rng(0).standard_normal((IMAGES, *SHAPE)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        paths = graphs(Path(folder), images)
+        paths = graphs(Path(folder), images, arguments.precisions)
         rows = [
             row
             for name, opener in {"trt": engine, "ort-cuda": on_cuda}.items()
-            for precision in PRECISIONS
+            for precision in arguments.precisions
             for row in measured(name, opener, precision, paths, images, arguments.seconds)
         ]
     table = {
@@ -70,7 +71,7 @@ def main() -> None:
     durable.write_text(arguments.out / "gpu-engines.md", markdown(table))
 
 
-def graphs(folder: Path, images: Any) -> dict[tuple[str, str], Path]:
+def graphs(folder: Path, images: Any, precisions: Collection[str]) -> dict[tuple[str, str], Path]:
     """ONNX files by form and precision."""
     paths = {}
     for index, (form, (structure, rewritten)) in enumerate(FORMS.items()):
@@ -79,10 +80,12 @@ def graphs(folder: Path, images: Any) -> dict[tuple[str, str], Path]:
         write(paths[form, "fp32"], structure, rewritten)
         full = balance(paths[form, "fp32"].read_bytes(), lambda: iter(images))
         found = spans(full, lambda: iter(images))
-        paths[form, "fp16"].write_bytes(to_fp16(full, full_nodes(full, found)))
-        origins = quantisable(full)
-        limits = thresholds(full, lambda: iter(images), found, "percentile", set(origins.values()))
-        paths[form, "int8"].write_bytes(mixed(full, lambda: iter(images), found, limits, origins)[0])
+        if "fp16" in precisions:
+            paths[form, "fp16"].write_bytes(to_fp16(full, full_nodes(full, found)))
+        if "int8" in precisions:
+            origins = quantisable(full)
+            limits = thresholds(full, lambda: iter(images), found, "percentile", set(origins.values()))
+            paths[form, "int8"].write_bytes(mixed(full, lambda: iter(images), found, limits, origins)[0])
     return paths
 
 
