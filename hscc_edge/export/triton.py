@@ -79,12 +79,12 @@ def write_repository(
     """Write the repository; it appears whole or not at all.
 
     Args:
-        precision: which of the bundle's ONNX files; an engine brings its own.
+        precision: which of the bundle's ONNX files, fp32 or fp16; an engine brings its own.
         engine: an engine of this bundle from the cache, in place of the ONNX file.
         add: `out` is such a repository already, and the bundle's version is added to its model.
 
     Raises:
-        InputError: if an option is out of range, or the model cannot be added.
+        InputError: if an option is out of range, INT8 is asked for without an engine, or the model cannot be added.
         ExportError: if the ONNX file does not take and give what the bundle says.
         EngineError: if the engine was altered, is of another bundle, or cannot be served by Triton.
         StorageError: if `out` is taken or cannot be written.
@@ -193,6 +193,11 @@ def _check_tensors(bundle: Bundle, inputs: Sequence[Tensor], outputs: Sequence[T
 
 
 def _onnx_model(bundle: Bundle, precision: str) -> Model:
+    if precision == "int8":
+        raise InputError(
+            "INT8 was asked for as an ONNX file, and Triton's ONNX Runtime would round its biases by products of FP16 "
+            "scales, which may underflow: give --engine with one of hscc-edge build --precision int8, or fp16"
+        )
     name = PRECISIONS[precision]
     facts = {"bundle_digest": bundle.digest, "precision": precision, "sha256": bundle.files.get(name, "")}
     return Model("onnxruntime_onnx", "model.onnx", bundle.path(name), facts)

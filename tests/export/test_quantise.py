@@ -193,7 +193,7 @@ def test_a_quantised_node_in_fp32_has_its_pairs_in_fp32():
 
 
 def test_a_bias_outlives_scales_whose_product_is_zero_in_fp16(tmp_path: Path):
-    """ONNX Runtime would make it an INT32 of such a scale, and drop it; what computes by the graph's letter keeps it."""
+    """ONNX Runtime by default makes it an INT32 of such a scale, which loses it."""
     weights = {"small": np.full((4, 4), 1e-3), "bias": np.array([0.01, -0.02, 0.03, 0.04]), "weight": np.eye(4)}
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),

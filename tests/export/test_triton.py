@@ -51,6 +51,12 @@ def files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+def test_int8_is_served_as_an_engine_alone(bundle, tmp_path):
+    with pytest.raises(InputError, match=r"INT8 was asked for as an ONNX file, .* give --engine with one of"):
+        write_repository(bundle, tmp_path / "r", Serving("mri"), precision="int8")
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("max_batch", "kind"), [(8, "gpu"), (1, "cpu")])
 def test_tritons_schema_reads_the_configuration(precision, max_batch, kind, bundle, tmp_path):
