@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from typing import Any
-
-PACKAGES = ("hscc-edge", "numpy", "onnxruntime", "pydicom")
 
 
 def machine_facts() -> dict[str, Any]:
@@ -17,8 +15,13 @@ def machine_facts() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in ("hscc-edge", "numpy", *_runtimes(), "pydicom")},
     }
+
+
+def _runtimes() -> list[str]:
+    """Installed packages that bring ONNX Runtime, such as onnxruntime-gpu on a device."""
+    return sorted(set(packages_distributions().get("onnxruntime", ())))
 
 
 def _processor() -> str:
