@@ -166,8 +166,9 @@ def watched(content: bytes, names: Collection[str], images: Images) -> Iterator[
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """A quiet session on the CPU."""
-    options = session_options(2)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(2), providers=["CPUExecutionProvider"]
+    )
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:

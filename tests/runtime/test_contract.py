@@ -11,7 +11,7 @@ from hscc_edge.bundle import read_bundle
 from hscc_edge.cli import app
 from hscc_edge.data.case import stream
 from hscc_edge.data.preprocess import parse_preprocess
-from hscc_edge.errors import EngineError, InputError, MissingExtraError
+from hscc_edge.errors import EngineError, InputError
 from hscc_edge.export.builder import require_supported
 from hscc_edge.runtime import RUNTIMES, infer_batches, infer_each, open_runtime
 from hscc_edge.runtime.nvidia import gpu_name, load_tensorrt
@@ -31,11 +31,12 @@ ABSENT = {
 
 def builds_here() -> bool:
     """Whether there is a GPU and a TensorRT that runs on it."""
+    gpu = gpu_name()
     try:
-        require_supported(load_tensorrt(), gpu_name())
-    except (MissingExtraError, EngineError):
+        require_supported(load_tensorrt(), gpu)
+    except EngineError:
         return False
-    return gpu_name() is not None
+    return gpu is not None
 
 
 def starts_here(kind: str) -> bool:
